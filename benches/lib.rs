@@ -1,0 +1,1 @@
+//! Criterion benchmarks; run them with `cargo xtask bench`.

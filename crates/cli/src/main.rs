@@ -1,0 +1,2 @@
+//! The densely program.
+fn main() {}

@@ -1,0 +1,87 @@
+//! Files that are whole or absent: every write goes to a temporary file beside the target, is flushed to
+//! the disk and renamed, so a kill or a full disk at any instant leaves the old file or the new one.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Writes `path` through `write`, atomically.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`; the temporary file is removed and an older `path` is untouched.
+pub fn write_with(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
+) -> Result<()> {
+    let temporary = sibling(path, "tmp");
+    let result = (|| {
+        let file = File::create(&temporary).map_err(Error::io(path))?;
+        let mut writer = BufWriter::new(file);
+        write(&mut writer)?;
+        let file = writer.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
+        file.sync_all().map_err(Error::io(path))?;
+        fs::rename(&temporary, path).map_err(Error::io(path))?;
+        sync_folder(path)
+    })();
+    if result.is_err() {
+        // The first error is the one to report; a temporary file that cannot be removed is harmless.
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+/// Writes `bytes` to `path`, atomically.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, |file| file.write_all(bytes).map_err(Error::io(path)))
+}
+
+/// Makes the rename or removal of `path` durable by flushing its folder.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder.
+pub fn sync_folder(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))
+}
+
+/// `path` with the process's number and `suffix` behind its file name: a name in the same folder, so that
+/// a rename stays on one file system, which no other process uses.
+pub fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.{suffix}", std::process::id()));
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_other() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+        let path = folder.path().join("a.txt");
+        write(&path, b"old")?;
+        let failed = write_with(&path, |file| {
+            file.write_all(b"half").map_err(Error::io(&path))?;
+            Err(Error::config("x", "refused"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&path).map_err(Error::io(&path))?, b"old");
+        assert_eq!(fs::read_dir(folder.path()).map_err(Error::io(&path))?.count(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let error = write(Path::new("/no/such/folder/a"), b"").expect_err("no folder");
+        assert!(error.to_string().starts_with("/no/such/folder/a: "), "{error}");
+    }
+}
