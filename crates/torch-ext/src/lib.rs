@@ -1,1 +1,123 @@
-//! Placeholder.
+//! What libtorch has and tch lacks, and the few system calls that need `unsafe`: the only C++ and the only
+//! `unsafe` of the workspace.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use tch::{Device, Kind};
+
+pub use memmap2::Mmap;
+
+#[expect(unreachable_pub, reason = "cxx writes the items")]
+mod bridge;
+
+use bridge::ffi;
+
+/// While it lives, matrix products and convolutions of this thread on one device type run in a lower
+/// precision, by libtorch's own list of operations; parameters and everything else keep their kind.
+///
+/// tch's `autocast` knows only CUDA and half precision; this one takes any kind, on the CPU too. Guards nest;
+/// the last one to end restores what was before the first.
+#[derive(Debug)]
+#[must_use = "autocast ends when the guard is dropped"]
+pub struct Autocast {
+    device: i8,
+    enabled_before: bool,
+    dtype_before: i8,
+}
+
+impl Autocast {
+    /// Starts autocasting to `kind` (`BFloat16` or `Half`) on the type of `device`.
+    ///
+    /// # Errors
+    /// A sentence, when libtorch knows no autocast for the device or kind.
+    pub fn new(device: Device, kind: Kind) -> Result<Self, String> {
+        // The numbers of c10::ScalarType.
+        let dtype = match kind {
+            Kind::Half => 5,
+            Kind::BFloat16 => 15,
+            other => return Err(format!("autocast takes BFloat16 or Half, got {other:?}")),
+        };
+        let text = |e: cxx::Exception| e.what().to_owned();
+        let device = match device {
+            Device::Cuda(_) => 1,
+            _ => 0,
+        };
+        let guard = Self {
+            device,
+            enabled_before: ffi::autocast_enabled(device).map_err(text)?,
+            dtype_before: ffi::autocast_dtype(device).map_err(text)?,
+        };
+        ffi::enter_autocast().map_err(text)?;
+        ffi::set_autocast(device, true, dtype).map_err(text)?;
+        Ok(guard)
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // Restoring what was set before cannot fail, and a destructor has nobody to tell.
+        let _ = ffi::set_autocast(self.device, self.enabled_before, self.dtype_before);
+        let _ = ffi::leave_autocast();
+    }
+}
+
+/// Maps a file into memory, read only.
+///
+/// # Errors
+/// The system's, when the file cannot be opened or mapped (an empty file cannot).
+pub fn map_file(path: &Path) -> io::Result<Mmap> {
+    let file = File::open(path)?;
+    // SAFETY: the map is read only, and the weight files it is used for are replaced by rename, never
+    // written in place, by this project. Another program that truncates the file while it is read could end
+    // this process with a signal; callers copy out of the map at once to keep that window short.
+    unsafe { Mmap::map(&file) }
+}
+
+/// Loads libtorch's CUDA half from the folder of the library search path, so that a program linked with only
+/// the CPU half can use a GPU. Must come before the first question to libtorch about CUDA, whose answer it
+/// remembers; further calls do nothing.
+///
+/// # Errors
+/// The loader's message when there is no CUDA half, or one of its own libraries is missing.
+pub fn load_cuda() -> Result<(), String> {
+    // SAFETY: the name is a constant C string; loading runs the library's constructors, which register CUDA
+    // with libtorch and touch nothing of ours. The handle is kept for the life of the process on purpose.
+    let handle = unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    if !handle.is_null() {
+        return Ok(());
+    }
+    // SAFETY: dlerror returns null or a C string that is valid until the next dl call of this thread.
+    let message = unsafe {
+        let message = libc::dlerror();
+        if message.is_null() { c"unknown error" } else { CStr::from_ptr(message) }
+    };
+    Err(message.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Tensor;
+
+    #[test]
+    fn autocast_runs_products_in_bf16_on_the_cpu_and_ends() {
+        let xs = Tensor::ones([4, 4], (Kind::Float, Device::Cpu));
+        {
+            let _outer = Autocast::new(Device::Cpu, Kind::BFloat16).expect("bf16 is known on the CPU");
+            assert_eq!(xs.matmul(&xs).kind(), Kind::BFloat16);
+            {
+                let _inner = Autocast::new(Device::Cpu, Kind::BFloat16).expect("guards nest");
+            }
+            assert_eq!(xs.matmul(&xs).kind(), Kind::BFloat16);
+        }
+        assert_eq!(xs.matmul(&xs).kind(), Kind::Float);
+    }
+
+    #[test]
+    fn an_absent_file_is_an_error() {
+        assert!(map_file(Path::new("/no/such/file")).is_err());
+    }
+}
