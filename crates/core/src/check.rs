@@ -11,12 +11,17 @@ use crate::{Error, Result};
 pub fn shape(what: &str, xs: &Tensor, expected: &[Option<i64>]) -> Result<()> {
     let got = xs.size();
     let fits = got.len() == expected.len()
-        && got.iter().zip(expected).all(|(got, want)| want.is_none_or(|want| want == *got));
+        && got
+            .iter()
+            .zip(expected)
+            .all(|(got, want)| want.is_none_or(|want| want == *got));
     if fits {
         return Ok(());
     }
-    let words: Vec<String> =
-        expected.iter().map(|n| n.map_or_else(|| "_".to_owned(), |n| n.to_string())).collect();
+    let words: Vec<String> = expected
+        .iter()
+        .map(|n| n.map_or_else(|| "_".to_owned(), |n| n.to_string()))
+        .collect();
     Err(Error::Shape {
         what: what.to_owned(),
         expected: format!("[{}]", words.join(", ")),
@@ -47,7 +52,10 @@ pub fn positive(field: &str, value: i64) -> Result<()> {
     if value >= 1 {
         return Ok(());
     }
-    Err(Error::config(field, format!("must be at least 1, got {value}")))
+    Err(Error::config(
+        field,
+        format!("must be at least 1, got {value}"),
+    ))
 }
 
 /// Fails unless `value` is a probability below 1, as dropout takes it.
@@ -58,7 +66,10 @@ pub fn dropout(field: &str, value: f64) -> Result<()> {
     if (0.0..1.0).contains(&value) {
         return Ok(());
     }
-    Err(Error::config(field, format!("must lie in [0, 1), got {value}")))
+    Err(Error::config(
+        field,
+        format!("must lie in [0, 1), got {value}"),
+    ))
 }
 
 #[cfg(test)]
@@ -69,7 +80,9 @@ mod tests {
     fn shape_names_both_sides() {
         let xs = Tensor::zeros([2, 3], tch::kind::FLOAT_CPU);
         assert!(shape("x", &xs, &[None, Some(3)]).is_ok());
-        let error = shape("x", &xs, &[None, Some(4)]).expect_err("3 is not 4").to_string();
+        let error = shape("x", &xs, &[None, Some(4)])
+            .expect_err("3 is not 4")
+            .to_string();
         assert_eq!(error, "`x`: expected [_, 4], got [2, 3]");
         assert!(shape("x", &xs, &[None]).is_err());
     }

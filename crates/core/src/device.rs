@@ -45,7 +45,12 @@ impl Device {
 
 fn open_cuda(index: usize) -> std::result::Result<tch::Device, String> {
     densely_torch_ext::load_cuda().map_err(|message| {
-        let reason = message.split(':').next_back().unwrap_or_default().trim().to_owned();
+        let reason = message
+            .split(':')
+            .next_back()
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
         format!("libtorch's CUDA library did not load ({reason})")
     })?;
     if !tch::Cuda::is_available() {
@@ -80,7 +85,10 @@ impl FromStr for Device {
             other => other.strip_prefix("cuda:").and_then(number).map(Self::Cuda),
         }
         .ok_or_else(|| {
-            Error::config("device", format!("must be `auto`, `cpu` or `cuda:N`, got `{text}`"))
+            Error::config(
+                "device",
+                format!("must be `auto`, `cpu` or `cuda:N`, got `{text}`"),
+            )
         })
     }
 }
@@ -95,15 +103,24 @@ mod tests {
             assert_eq!(name.parse::<Device>().expect("a device").to_string(), name);
         }
         for name in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
-            let error = name.parse::<Device>().expect_err("not a device").to_string();
+            let error = name
+                .parse::<Device>()
+                .expect_err("not a device")
+                .to_string();
             assert!(error.ends_with(&format!("got `{name}`")), "{error}");
         }
     }
 
     #[test]
     fn a_gpu_that_is_not_there_is_a_clear_error() {
-        let error = Device::Cuda(4096).open().expect_err("no machine has so many").to_string();
-        assert!(error.starts_with("device `cuda:4096` is not available: "), "{error}");
+        let error = Device::Cuda(4096)
+            .open()
+            .expect_err("no machine has so many")
+            .to_string();
+        assert!(
+            error.starts_with("device `cuda:4096` is not available: "),
+            "{error}"
+        );
         assert!(error.contains("--device cpu"), "{error}");
     }
 

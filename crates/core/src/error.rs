@@ -112,18 +112,30 @@ fn data_message(path: &Path, row: Option<u64>, column: Option<&str>, reason: &st
     if let Some(column) = column {
         place.push(format!("column `{column}`"));
     }
-    if place.is_empty() { reason.to_owned() } else { format!("{}: {reason}", place.join(", ")) }
+    if place.is_empty() {
+        reason.to_owned()
+    } else {
+        format!("{}: {reason}", place.join(", "))
+    }
 }
 
 impl Error {
     /// A setting that cannot be used.
     pub fn config(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Config { field: field.into(), reason: reason.into() }
+        Self::Config {
+            field: field.into(),
+            reason: reason.into(),
+        }
     }
 
     /// A table that cannot be used, without a row or column to blame.
     pub fn data(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Self::Data { path: path.into(), row: None, column: None, reason: reason.into() }
+        Self::Data {
+            path: path.into(),
+            row: None,
+            column: None,
+            reason: reason.into(),
+        }
     }
 
     /// A column of a table that cannot be used.
@@ -148,7 +160,10 @@ impl Error {
 
     /// A file whose bytes are not what its format promises.
     pub fn corrupt(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Self::Corrupt { path: path.into(), reason: reason.into() }
+        Self::Corrupt {
+            path: path.into(),
+            reason: reason.into(),
+        }
     }
 }
 
@@ -159,6 +174,9 @@ impl From<tch::TchError> for Error {
             other => other.to_string(),
         };
         let (message, trace) = text.split_once('\n').unwrap_or((&text, ""));
-        Self::Torch { message: message.to_owned(), trace: trace.to_owned() }
+        Self::Torch {
+            message: message.to_owned(),
+            trace: trace.to_owned(),
+        }
     }
 }

@@ -59,8 +59,8 @@ pub fn forward(request: &Request, inputs: &Tensors) -> Result<Response> {
         }
     }
     let store = VarStore::new(request.device);
-    tch::manual_seed(request.seed);
-    let model: Box<dyn Model> = (request.preset.build)(&build_config, &store.root())?;
+    let build = || (request.preset.build)(&build_config, &store.root());
+    let model: Box<dyn Model> = crate::seeded(request.seed, build)?;
     nn::check_names(&store)?;
     if let Some(path) = request.weights {
         weights::load(&store, path, weights::same_name, Strictness::All)?;
@@ -74,18 +74,30 @@ pub fn forward(request: &Request, inputs: &Tensors) -> Result<Response> {
             let float = xs.is_floating_point();
             let xs = if float { xs.to_kind(request.kind) } else { xs };
             let leaf = request.grads && float && !name.starts_with(COTANGENT);
-            (name.clone(), if leaf { xs.copy().set_requires_grad(true) } else { xs })
+            (
+                name.clone(),
+                if leaf {
+                    xs.copy().set_requires_grad(true)
+                } else {
+                    xs
+                },
+            )
         })
         .partition(|(name, _)| name.starts_with(COTANGENT));
 
+    let _no_grad = (!request.grads).then(tch::no_grad_guard);
     let run = || model.forward_named(&inputs, request.train);
-    let outputs = if request.grads { run()? } else { tch::no_grad(run)? };
+    let outputs = crate::seeded(request.seed, run)?;
     let mut tensors = Tensors::new();
     if request.grads {
         tensors = gradients(&store, &inputs, &outputs, &cotangents)?;
     }
     tensors.extend(outputs.into_iter().map(|(name, ys)| (name, ys.detach())));
-    Ok(Response { tensors, store, config })
+    Ok(Response {
+        tensors,
+        store,
+        config,
+    })
 }
 
 fn gradients(
@@ -118,7 +130,13 @@ fn gradients(
         total.f_backward()?;
     }
     // A tensor that the outputs do not depend on has no gradient in libtorch; mathematically it is zero.
-    let grad = |xs: &Tensor| if xs.grad().defined() { xs.grad() } else { xs.zeros_like() };
+    let grad = |xs: &Tensor| {
+        if xs.grad().defined() {
+            xs.grad()
+        } else {
+            xs.zeros_like()
+        }
+    };
     let mut found = Tensors::new();
     for (name, parameter) in weights::named(store) {
         if parameter.requires_grad() {

@@ -20,7 +20,9 @@ pub fn write_with(
         let file = File::create(&temporary).map_err(Error::io(path))?;
         let mut writer = BufWriter::new(file);
         write(&mut writer)?;
-        let file = writer.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
+        let file = writer
+            .into_inner()
+            .map_err(|e| Error::io(path)(e.into_error()))?;
         file.sync_all().map_err(Error::io(path))?;
         fs::rename(&temporary, path).map_err(Error::io(path))?;
         sync_folder(path)
@@ -49,7 +51,9 @@ pub fn sync_folder(path: &Path) -> Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io(folder))
 }
 
 /// `path` with the process's number and `suffix` behind its file name: a name in the same folder, so that
@@ -75,13 +79,21 @@ mod tests {
         });
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).map_err(Error::io(&path))?, b"old");
-        assert_eq!(fs::read_dir(folder.path()).map_err(Error::io(&path))?.count(), 1);
+        assert_eq!(
+            fs::read_dir(folder.path())
+                .map_err(Error::io(&path))?
+                .count(),
+            1
+        );
         Ok(())
     }
 
     #[test]
     fn a_missing_folder_is_named() {
         let error = write(Path::new("/no/such/folder/a"), b"").expect_err("no folder");
-        assert!(error.to_string().starts_with("/no/such/folder/a: "), "{error}");
+        assert!(
+            error.to_string().starts_with("/no/such/folder/a: "),
+            "{error}"
+        );
     }
 }

@@ -37,8 +37,14 @@ pub fn at<'a>(vs: &Path<'a>, name: &str) -> Path<'a> {
 /// # Errors
 /// [`Error::Config`] naming the parameter.
 pub fn check_names(vs: &VarStore) -> Result<()> {
-    match crate::weights::named(vs).keys().find(|name| name.contains("__")) {
-        Some(name) => Err(Error::config(name.clone(), "two parts of the model claim this name")),
+    match crate::weights::named(vs)
+        .keys()
+        .find(|name| name.contains("__"))
+    {
+        Some(name) => Err(Error::config(
+            name.clone(),
+            "two parts of the model claim this name",
+        )),
         None => Ok(()),
     }
 }
@@ -56,7 +62,10 @@ pub fn set_float_kind(vs: &VarStore, kind: Kind) {
 
 /// Number of trainable values in the store.
 pub fn parameter_count(vs: &VarStore) -> u64 {
-    vs.trainable_variables().iter().map(|p| p.numel() as u64).sum()
+    vs.trainable_variables()
+        .iter()
+        .map(|p| p.numel() as u64)
+        .sum()
 }
 
 /// `y = x Wᵀ + b` over the last dimension; `torch.nn.Linear`.
@@ -71,14 +80,25 @@ pub struct Linear {
 /// A [`Linear`] with bias; weight and bias start at U(±1/√in).
 pub fn linear(vs: &Path, inputs: i64, outputs: i64) -> Linear {
     let bound = rsqrt(inputs);
-    let weight = parameter(vs, "weight", &uniform(&[outputs, inputs], kaiming_bound(inputs)));
+    let weight = parameter(
+        vs,
+        "weight",
+        &uniform(&[outputs, inputs], kaiming_bound(inputs)),
+    );
     let bias = parameter(vs, "bias", &uniform(&[outputs], bound));
-    Linear { weight, bias: Some(bias) }
+    Linear {
+        weight,
+        bias: Some(bias),
+    }
 }
 
 /// A [`Linear`] without bias; the weight starts at U(±1/√in).
 pub fn linear_no_bias(vs: &Path, inputs: i64, outputs: i64) -> Linear {
-    let weight = parameter(vs, "weight", &uniform(&[outputs, inputs], kaiming_bound(inputs)));
+    let weight = parameter(
+        vs,
+        "weight",
+        &uniform(&[outputs, inputs], kaiming_bound(inputs)),
+    );
     Linear { weight, bias: None }
 }
 
@@ -121,7 +141,13 @@ pub struct ConvConfig {
 
 impl Default for ConvConfig {
     fn default() -> Self {
-        Self { stride: 1, padding: 0, dilation: 1, groups: 1, bias: true }
+        Self {
+            stride: 1,
+            padding: 0,
+            dilation: 1,
+            groups: 1,
+            bias: true,
+        }
     }
 }
 
@@ -140,8 +166,14 @@ fn conv(vs: &Path, outputs: i64, window: &[i64], config: ConvConfig) -> Conv {
     let fan_in: i64 = window.iter().product();
     let size: Vec<i64> = [outputs].iter().chain(window).copied().collect();
     let weight = parameter(vs, "weight", &uniform(&size, kaiming_bound(fan_in)));
-    let bias = config.bias.then(|| parameter(vs, "bias", &uniform(&[outputs], rsqrt(fan_in))));
-    Conv { weight, bias, config }
+    let bias = config
+        .bias
+        .then(|| parameter(vs, "bias", &uniform(&[outputs], rsqrt(fan_in))));
+    Conv {
+        weight,
+        bias,
+        config,
+    }
 }
 
 /// A one-dimensional [`Conv`]; weight and bias start at U(±1/√fan-in).
@@ -151,12 +183,23 @@ pub fn conv1d(vs: &Path, inputs: i64, outputs: i64, kernel: i64, config: ConvCon
 
 /// A two-dimensional [`Conv`] with a square kernel; weight and bias start at U(±1/√fan-in).
 pub fn conv2d(vs: &Path, inputs: i64, outputs: i64, kernel: i64, config: ConvConfig) -> Conv {
-    conv(vs, outputs, &[inputs / config.groups, kernel, kernel], config)
+    conv(
+        vs,
+        outputs,
+        &[inputs / config.groups, kernel, kernel],
+        config,
+    )
 }
 
 impl Module for Conv {
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let ConvConfig { stride, padding, dilation, groups, .. } = self.config;
+        let ConvConfig {
+            stride,
+            padding,
+            dilation,
+            groups,
+            ..
+        } = self.config;
         let bias = self.bias.as_ref();
         if self.weight.dim() == 3 {
             xs.conv1d(&self.weight, bias, [stride], [padding], [dilation], groups)
@@ -192,7 +235,13 @@ pub fn layer_norm(vs: &Path, size: &[i64], eps: f64) -> LayerNorm {
 
 impl Module for LayerNorm {
     fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+        xs.layer_norm(
+            self.weight.size(),
+            Some(&self.weight),
+            Some(&self.bias),
+            self.eps,
+            true,
+        )
     }
 }
 
@@ -211,12 +260,23 @@ pub struct GroupNorm {
 pub fn group_norm(vs: &Path, groups: i64, channels: i64, eps: f64) -> GroupNorm {
     let weight = parameter(vs, "weight", &Tensor::ones([channels], CPU));
     let bias = parameter(vs, "bias", &Tensor::zeros([channels], CPU));
-    GroupNorm { weight, bias, groups, eps }
+    GroupNorm {
+        weight,
+        bias,
+        groups,
+        eps,
+    }
 }
 
 impl Module for GroupNorm {
     fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)
+        xs.group_norm(
+            self.groups,
+            Some(&self.weight),
+            Some(&self.bias),
+            self.eps,
+            true,
+        )
     }
 }
 
@@ -239,7 +299,10 @@ pub struct BatchNorm {
 
 /// A [`BatchNorm`]. PyTorch's defaults: `momentum` 0.1 (the weight of the new batch), `eps` 1e-5.
 pub fn batch_norm(vs: &Path, channels: i64, momentum: f64, eps: f64) -> BatchNorm {
-    let (ones, zeros) = (Tensor::ones([channels], CPU), Tensor::zeros([channels], CPU));
+    let (ones, zeros) = (
+        Tensor::ones([channels], CPU),
+        Tensor::zeros([channels], CPU),
+    );
     BatchNorm {
         weight: parameter(vs, "weight", &ones.copy()),
         bias: parameter(vs, "bias", &zeros.copy()),
@@ -280,7 +343,9 @@ pub struct Embedding {
 /// An [`Embedding`] of `rows` rows.
 pub fn embedding(vs: &Path, rows: i64, dim: i64) -> Embedding {
     let weight = Tensor::empty([rows, dim], CPU).normal_(0.0, 1.0);
-    Embedding { weight: parameter(vs, "weight", &weight) }
+    Embedding {
+        weight: parameter(vs, "weight", &weight),
+    }
 }
 
 impl Module for Embedding {

@@ -49,7 +49,10 @@ pub struct Preset {
     pub build: fn(&Value, &Path) -> Result<Box<dyn Model>>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature serde calls"
+)]
 fn config_of<S: serde::Serializer>(
     config: &fn() -> Value,
     serializer: S,
@@ -73,10 +76,13 @@ pub struct TensorSpec {
 /// # Errors
 /// [`Error::UnknownPreset`] with the three nearest names.
 pub fn find<'a>(presets: &'a [Preset], name: &str) -> Result<&'a Preset> {
-    presets.iter().find(|preset| preset.name == name).ok_or_else(|| Error::UnknownPreset {
-        name: name.to_owned(),
-        nearest: nearest(presets.iter().map(|preset| preset.name), name),
-    })
+    presets
+        .iter()
+        .find(|preset| preset.name == name)
+        .ok_or_else(|| Error::UnknownPreset {
+            name: name.to_owned(),
+            nearest: nearest(presets.iter().map(|preset| preset.name), name),
+        })
 }
 
 /// The three `names` most like `name`, the most alike first.

@@ -79,7 +79,10 @@ impl fmt::Display for LoadReport {
         let shapes = |(name, model, file): &(String, Vec<i64>, Vec<i64>)| {
             format!("{name} (model {model:?}, file {file:?})")
         };
-        list("of another shape", self.mismatched.iter().map(shapes).collect());
+        list(
+            "of another shape",
+            self.mismatched.iter().map(shapes).collect(),
+        );
         if parts.is_empty() {
             return write!(f, "all {} tensors fit", self.loaded.len());
         }
@@ -100,14 +103,20 @@ pub fn named(vs: &VarStore) -> Tensors {
 pub fn read(path: &Path) -> Result<WeightFile> {
     let length = std::fs::metadata(path).map_err(Error::io(path))?.len();
     if length < 8 {
-        return Err(Error::corrupt(path, format!("{length} bytes are too few for safetensors")));
+        return Err(Error::corrupt(
+            path,
+            format!("{length} bytes are too few for safetensors"),
+        ));
     }
     let map = densely_torch_ext::map_file(path).map_err(Error::io(path))?;
     let corrupt = |e: safetensors::SafeTensorError| Error::corrupt(path, e.to_string());
     let (_, header) = SafeTensors::read_metadata(&map).map_err(corrupt)?;
     let file = SafeTensors::deserialize(&map).map_err(corrupt)?;
-    let metadata: BTreeMap<String, String> =
-        header.metadata().as_ref().map(|m| m.clone().into_iter().collect()).unwrap_or_default();
+    let metadata: BTreeMap<String, String> = header
+        .metadata()
+        .as_ref()
+        .map(|m| m.clone().into_iter().collect())
+        .unwrap_or_default();
 
     let mut tensors = Tensors::new();
     let mut checksum = Checksum::default();
@@ -116,16 +125,25 @@ pub fn read(path: &Path) -> Result<WeightFile> {
     for name in names {
         let view = file.tensor(name).map_err(corrupt)?;
         let kind = kind_of(view.dtype()).ok_or_else(|| {
-            Error::corrupt(path, format!("`{name}` has dtype {:?}, unknown to libtorch", view.dtype()))
+            Error::corrupt(
+                path,
+                format!("`{name}` has dtype {:?}, unknown to libtorch", view.dtype()),
+            )
         })?;
         let size: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
         checksum.add(name, kind, &size, view.data());
-        tensors.insert(name.to_owned(), Tensor::f_from_data_size(view.data(), &size, kind)?);
+        tensors.insert(
+            name.to_owned(),
+            Tensor::f_from_data_size(view.data(), &size, kind)?,
+        );
     }
     if let Some(expected) = metadata.get(CHECKSUM)
         && *expected != checksum.finish()
     {
-        return Err(Error::corrupt(path, "its checksum does not match: the file was altered"));
+        return Err(Error::corrupt(
+            path,
+            "its checksum does not match: the file was altered",
+        ));
     }
     Ok(WeightFile { tensors, metadata })
 }
@@ -139,7 +157,14 @@ pub fn save(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String>)
     // Wide kinds first, as the format's own writer does, so that every tensor is aligned.
     let mut order: Vec<(&String, Tensor)> = tensors
         .iter()
-        .map(|(name, xs)| Ok((name, xs.f_detach()?.f_to_device(tch::Device::Cpu)?.f_contiguous()?)))
+        .map(|(name, xs)| {
+            Ok((
+                name,
+                xs.f_detach()?
+                    .f_to_device(tch::Device::Cpu)?
+                    .f_contiguous()?,
+            ))
+        })
         .collect::<Result<_>>()?;
     order.sort_by_key(|(name, xs)| (std::cmp::Reverse(xs.kind().elt_size_in_bytes()), *name));
 
@@ -163,7 +188,10 @@ pub fn save(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String>)
     }
     let mut metadata = metadata.clone();
     metadata.insert("format_version".to_owned(), FORMAT_VERSION.to_owned());
-    metadata.insert("crate_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    metadata.insert(
+        "crate_version".to_owned(),
+        env!("CARGO_PKG_VERSION").to_owned(),
+    );
     metadata.insert(CHECKSUM.to_owned(), checksum.finish());
     header.insert("__metadata__".to_owned(), serde_json::json!(metadata));
 
@@ -194,7 +222,10 @@ pub fn load(
         match rename(&name) {
             Some(renamed) => {
                 if tensors.insert(renamed.clone(), xs).is_some() {
-                    return Err(Error::corrupt(path, format!("two keys are renamed to `{renamed}`")));
+                    return Err(Error::corrupt(
+                        path,
+                        format!("two keys are renamed to `{renamed}`"),
+                    ));
                 }
             }
             None => skipped.push(name),
@@ -234,7 +265,9 @@ pub fn load_tensors(
             _ if excepted(name) => report.skipped.push(name.clone()),
             None => report.missing.push(name.clone()),
             Some(theirs) if theirs.size() != ours.size() => {
-                report.mismatched.push((name.clone(), ours.size(), theirs.size()));
+                report
+                    .mismatched
+                    .push((name.clone(), ours.size(), theirs.size()));
             }
             Some(theirs) => {
                 if theirs.kind() != ours.kind() {
@@ -244,17 +277,25 @@ pub fn load_tensors(
             }
         }
     }
-    let unknown = tensors.keys().filter(|name| !model.contains_key(*name) && !excepted(name));
+    let unknown = tensors
+        .keys()
+        .filter(|name| !model.contains_key(*name) && !excepted(name));
     report.unexpected = unknown.cloned().collect();
     if !report.fits() {
-        return Err(Error::Weights { path: path.to_owned(), report: Box::new(report) });
+        return Err(Error::Weights {
+            path: path.to_owned(),
+            report: Box::new(report),
+        });
     }
     let _no_grad = tch::no_grad_guard();
     for name in &report.loaded {
         model[name].shallow_clone().f_copy_(&tensors[name])?;
     }
     for (name, from, to) in &report.cast {
-        tracing::warn!("{}: `{name}` was cast from {from:?} to {to:?}", path.display());
+        tracing::warn!(
+            "{}: `{name}` was cast from {from:?} to {to:?}",
+            path.display()
+        );
     }
     Ok(report)
 }
@@ -266,7 +307,11 @@ struct Checksum(Sha256);
 impl Checksum {
     fn add(&mut self, name: &str, kind: Kind, size: &[i64], bytes: &[u8]) {
         // Lengths go in too, so that no two different files feed the same stream.
-        self.0.update(format!("{}:{name}:{kind:?}:{size:?}:{}:", name.len(), bytes.len()));
+        self.0.update(format!(
+            "{}:{name}:{kind:?}:{size:?}:{}:",
+            name.len(),
+            bytes.len()
+        ));
         self.0.update(bytes);
     }
 
@@ -278,10 +323,12 @@ impl Checksum {
 /// Lower-case hexadecimal digits of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
     use fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
+            text
+        })
 }
 
 /// The bytes of a contiguous tensor on the CPU.
@@ -344,8 +391,16 @@ mod tests {
         let folder = folder();
         let (a, b) = (folder.path().join("a"), folder.path().join("b"));
         let vs = store();
-        save(&a, &named(&vs), &BTreeMap::from([("k".to_owned(), "v".to_owned())]))?;
-        save(&b, &named(&vs), &BTreeMap::from([("k".to_owned(), "v".to_owned())]))?;
+        save(
+            &a,
+            &named(&vs),
+            &BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        )?;
+        save(
+            &b,
+            &named(&vs),
+            &BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        )?;
         let read_bytes = |path: &Path| std::fs::read(path).map_err(Error::io(path));
         assert_eq!(read_bytes(&a)?, read_bytes(&b)?);
         let file = read(&a)?;
@@ -361,8 +416,10 @@ mod tests {
     fn every_kind_survives_a_round_trip() -> Result<()> {
         let path = folder().keep().join("kinds");
         let xs = Tensor::from_slice(&[0.0f32, 1.0, 3.0]);
-        let tensors: Tensors =
-            KINDS.iter().map(|(_, kind, name)| ((*name).to_owned(), xs.to_kind(*kind))).collect();
+        let tensors: Tensors = KINDS
+            .iter()
+            .map(|(_, kind, name)| ((*name).to_owned(), xs.to_kind(*kind)))
+            .collect();
         save(&path, &tensors, &BTreeMap::new())?;
         assert_eq!(read(&path)?.tensors, tensors);
         std::fs::remove_dir_all(path.parent().expect("the folder")).map_err(Error::io(&path))
@@ -393,7 +450,10 @@ mod tests {
         let path = saved(&folder)?;
         let vs = VarStore::new(Device::Cpu);
         nn::linear(&(vs.root() / "body" / "head"), 3, 2);
-        let rename = |name: &str| name.strip_prefix("head").map(|rest| format!("body.head{rest}"));
+        let rename = |name: &str| {
+            name.strip_prefix("head")
+                .map(|rest| format!("body.head{rest}"))
+        };
         let report = load(&vs, &path, rename, Strictness::All)?;
         assert_eq!(report.loaded, ["body.head.bias", "body.head.weight"]);
         assert_eq!(report.skipped.len(), 5);

@@ -2,7 +2,7 @@
 
 use densely_core::nn::{self, ConvConfig};
 use densely_core::weights::{self, Strictness};
-use densely_core::{Result, Tensors};
+use densely_core::{Result, Tensors, seeded};
 use densely_testkit::{Golden, assert_bits, assert_close};
 use serde_json::Value;
 use tch::nn::{ModuleT, Path, VarStore};
@@ -11,7 +11,11 @@ use tch::{Device, Tensor};
 /// The layer that a case of the golden describes, under `vs`.
 fn build(case: &Value, vs: &Path) -> Box<dyn ModuleT> {
     let args = &case["args"];
-    let int = |name: &str| args[name].as_i64().unwrap_or_else(|| panic!("no `{name}` in {args}"));
+    let int = |name: &str| {
+        args[name]
+            .as_i64()
+            .unwrap_or_else(|| panic!("no `{name}` in {args}"))
+    };
     let or = |name: &str, default: i64| args[name].as_i64().unwrap_or(default);
     let eps = args["eps"].as_f64().unwrap_or(1e-5);
     let bias = args["bias"].as_bool().unwrap_or(true);
@@ -24,13 +28,25 @@ fn build(case: &Value, vs: &Path) -> Box<dyn ModuleT> {
     };
     match case["layer"].as_str() {
         Some("Linear") if bias => Box::new(nn::linear(vs, int("in_features"), int("out_features"))),
-        Some("Linear") => Box::new(nn::linear_no_bias(vs, int("in_features"), int("out_features"))),
-        Some("Conv1d") => {
-            Box::new(nn::conv1d(vs, int("in_channels"), int("out_channels"), int("kernel_size"), conv()))
-        }
-        Some("Conv2d") => {
-            Box::new(nn::conv2d(vs, int("in_channels"), int("out_channels"), int("kernel_size"), conv()))
-        }
+        Some("Linear") => Box::new(nn::linear_no_bias(
+            vs,
+            int("in_features"),
+            int("out_features"),
+        )),
+        Some("Conv1d") => Box::new(nn::conv1d(
+            vs,
+            int("in_channels"),
+            int("out_channels"),
+            int("kernel_size"),
+            conv(),
+        )),
+        Some("Conv2d") => Box::new(nn::conv2d(
+            vs,
+            int("in_channels"),
+            int("out_channels"),
+            int("kernel_size"),
+            conv(),
+        )),
         Some("LayerNorm") => {
             let size = args["normalized_shape"].as_array().expect("a list");
             let size: Vec<i64> = size.iter().filter_map(Value::as_i64).collect();
@@ -40,12 +56,17 @@ fn build(case: &Value, vs: &Path) -> Box<dyn ModuleT> {
             let momentum = args["momentum"].as_f64().unwrap_or(0.1);
             Box::new(nn::batch_norm(vs, int("num_features"), momentum, eps))
         }
-        Some("GroupNorm") => {
-            Box::new(nn::group_norm(vs, int("num_groups"), int("num_channels"), eps))
-        }
-        Some("Embedding") => {
-            Box::new(nn::embedding(vs, int("num_embeddings"), int("embedding_dim")))
-        }
+        Some("GroupNorm") => Box::new(nn::group_norm(
+            vs,
+            int("num_groups"),
+            int("num_channels"),
+            eps,
+        )),
+        Some("Embedding") => Box::new(nn::embedding(
+            vs,
+            int("num_embeddings"),
+            int("embedding_dim"),
+        )),
         other => panic!("no layer {other:?}"),
     }
 }
@@ -60,9 +81,8 @@ fn layers_start_compute_and_learn_as_in_pytorch() -> Result<()> {
         let tensor = |key: &str| golden.tensor(&format!("{name}.{key}"));
         let weights_of_case: Tensors = golden.group(&format!("{name}.weight."));
 
-        tch::manual_seed(0);
         let vs = VarStore::new(Device::Cpu);
-        let layer = build(case, &vs.root());
+        let layer = seeded(0, || build(case, &vs.root()));
         nn::check_names(&vs)?;
         if case["perturbed"] == false {
             for (key, expected) in &weights_of_case {
@@ -72,7 +92,11 @@ fn layers_start_compute_and_learn_as_in_pytorch() -> Result<()> {
         weights::load_tensors(&vs, golden.path(), &weights_of_case, Strictness::All)?;
 
         let xs = tensor("input.x");
-        let xs = if xs.is_floating_point() { xs.set_requires_grad(true) } else { xs };
+        let xs = if xs.is_floating_point() {
+            xs.set_requires_grad(true)
+        } else {
+            xs
+        };
         let ys = layer.forward_t(&xs, true);
         assert_close(&ys, &tensor("output.train"), 1e-5, 1e-6);
         let loss = (&ys * tensor("cotangent")).sum(tch::Kind::Float);

@@ -1,1 +1,13 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+pub mod embeddings;
+pub mod layers;
+pub mod mlp;
+pub mod models;
+pub mod tabm;
+pub mod task;
+
+pub use densely_core::{Device, Error, Result};
+pub use mlp::{Mlp, MlpConfig};
+pub use models::PRESETS;
+pub use tabm::{TabM, TabMConfig};

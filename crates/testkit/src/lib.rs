@@ -12,12 +12,23 @@ use tch::{Kind, Tensor};
 /// without running it again.
 #[track_caller]
 pub fn assert_close(actual: &Tensor, expected: &Tensor, rtol: f64, atol: f64) {
-    assert_eq!(actual.size(), expected.size(), "shapes differ: actual, expected");
+    assert_eq!(
+        actual.size(),
+        expected.size(),
+        "shapes differ: actual, expected"
+    );
     if actual.numel() == 0 {
         return;
     }
-    let double = |xs: &Tensor| xs.detach().to_device(tch::Device::Cpu).to_kind(Kind::Double);
-    let (actual, expected) = (double(actual).flatten(0, -1), double(expected).flatten(0, -1));
+    let double = |xs: &Tensor| {
+        xs.detach()
+            .to_device(tch::Device::Cpu)
+            .to_kind(Kind::Double)
+    };
+    let (actual, expected) = (
+        double(actual).flatten(0, -1),
+        double(expected).flatten(0, -1),
+    );
     let both_nan = actual.isnan().logical_and(&expected.isnan());
     let equal = actual.eq_tensor(&expected).logical_or(&both_nan);
     let error = (&actual - &expected).abs().masked_fill(&equal, 0.0);
@@ -38,8 +49,16 @@ pub fn assert_close(actual: &Tensor, expected: &Tensor, rtol: f64, atol: f64) {
 /// Panics unless both tensors hold the same bits, shape and kind.
 #[track_caller]
 pub fn assert_bits(actual: &Tensor, expected: &Tensor) {
-    assert_eq!(actual.size(), expected.size(), "shapes differ: actual, expected");
-    assert_eq!(actual.kind(), expected.kind(), "kinds differ: actual, expected");
+    assert_eq!(
+        actual.size(),
+        expected.size(),
+        "shapes differ: actual, expected"
+    );
+    assert_eq!(
+        actual.kind(),
+        expected.kind(),
+        "kinds differ: actual, expected"
+    );
     if actual != expected {
         assert_close(actual, expected, 0.0, 0.0);
     }
@@ -60,12 +79,18 @@ impl Golden {
     /// When the file is absent or not safetensors: a test cannot go on without its golden.
     #[track_caller]
     pub fn open(manifest_dir: &str, name: &str) -> Self {
-        let path =
-            Path::new(manifest_dir).join("tests/goldens").join(format!("{name}.safetensors"));
+        let path = Path::new(manifest_dir)
+            .join("tests/goldens")
+            .join(format!("{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let fail = |e: safetensors::SafeTensorError| -> ! { panic!("{}: {e}", path.display()) };
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap_or_else(|e| fail(e));
-        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let metadata = header
+            .metadata()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect();
         let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| fail(e));
         let tensors = file
             .iter()
@@ -81,10 +106,17 @@ impl Golden {
                     other => panic!("{}: `{name}` has dtype {other:?}", path.display()),
                 };
                 let size: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
-                (name.to_owned(), Tensor::from_data_size(view.data(), &size, kind))
+                (
+                    name.to_owned(),
+                    Tensor::from_data_size(view.data(), &size, kind),
+                )
             })
             .collect();
-        Self { path, tensors, metadata }
+        Self {
+            path,
+            tensors,
+            metadata,
+        }
     }
 
     /// The file, for error messages of what is fed with it.
@@ -113,7 +145,9 @@ impl Golden {
     pub fn group(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         self.tensors
             .iter()
-            .filter_map(|(name, xs)| Some((name.strip_prefix(prefix)?.to_owned(), xs.shallow_clone())))
+            .filter_map(|(name, xs)| {
+                Some((name.strip_prefix(prefix)?.to_owned(), xs.shallow_clone()))
+            })
             .collect()
     }
 
@@ -148,13 +182,21 @@ mod tests {
         let a = Tensor::from_slice(&[1.0, 2.0, f64::NAN, f64::INFINITY]);
         let b = Tensor::from_slice(&[1.0, 2.001, f64::NAN, f64::INFINITY]);
         assert_close(&a, &b, 1e-3, 0.0);
-        assert!(std::panic::catch_unwind(|| assert_close(&a.copy(), &b.copy(), 1e-4, 0.0)).is_err());
+        assert!(
+            std::panic::catch_unwind(|| assert_close(&a.copy(), &b.copy(), 1e-4, 0.0)).is_err()
+        );
     }
 
     #[test]
     fn nan_is_not_close_to_a_number() {
         let nan = || Tensor::from_slice(&[f32::NAN]);
-        assert!(std::panic::catch_unwind(|| assert_close(&nan(), &nan().zeros_like(), 1e9, 1e9)).is_err());
-        assert!(std::panic::catch_unwind(|| assert_close(&nan().zeros_like(), &nan(), 1e9, 1e9)).is_err());
+        assert!(
+            std::panic::catch_unwind(|| assert_close(&nan(), &nan().zeros_like(), 1e9, 1e9))
+                .is_err()
+        );
+        assert!(
+            std::panic::catch_unwind(|| assert_close(&nan().zeros_like(), &nan(), 1e9, 1e9))
+                .is_err()
+        );
     }
 }

@@ -85,14 +85,23 @@ pub fn map_file(path: &Path) -> io::Result<Mmap> {
 pub fn load_cuda() -> Result<(), String> {
     // SAFETY: the name is a constant C string; loading runs the library's constructors, which register CUDA
     // with libtorch and touch nothing of ours. The handle is kept for the life of the process on purpose.
-    let handle = unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    let handle = unsafe {
+        libc::dlopen(
+            c"libtorch_cuda.so".as_ptr(),
+            libc::RTLD_NOW | libc::RTLD_GLOBAL,
+        )
+    };
     if !handle.is_null() {
         return Ok(());
     }
     // SAFETY: dlerror returns null or a C string that is valid until the next dl call of this thread.
     let message = unsafe {
         let message = libc::dlerror();
-        if message.is_null() { c"unknown error" } else { CStr::from_ptr(message) }
+        if message.is_null() {
+            c"unknown error"
+        } else {
+            CStr::from_ptr(message)
+        }
     };
     Err(message.to_string_lossy().into_owned())
 }
@@ -106,7 +115,8 @@ mod tests {
     fn autocast_runs_products_in_bf16_on_the_cpu_and_ends() {
         let xs = Tensor::ones([4, 4], (Kind::Float, Device::Cpu));
         {
-            let _outer = Autocast::new(Device::Cpu, Kind::BFloat16).expect("bf16 is known on the CPU");
+            let _outer =
+                Autocast::new(Device::Cpu, Kind::BFloat16).expect("bf16 is known on the CPU");
             assert_eq!(xs.matmul(&xs).kind(), Kind::BFloat16);
             {
                 let _inner = Autocast::new(Device::Cpu, Kind::BFloat16).expect("guards nest");

@@ -1,0 +1,16 @@
+//! Draws from libtorch's generator that depend on a seed and on nothing else.
+
+use std::sync::{Mutex, PoisonError};
+
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+/// Seeds libtorch's generators and runs `draw`, so that what it draws is a function of `seed`.
+///
+/// libtorch has one CPU generator per process. Threads that draw at the same time would disturb each other's
+/// sequences, so this holds a lock meanwhile; do not nest it.
+pub fn seeded<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
+    // A panic in another thread's `draw` leaves nothing behind that seeding anew does not mend.
+    let _guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    draw()
+}

@@ -1,0 +1,223 @@
+//! Every variant against the reference packages: initial bits, outputs, loss, gradients, parameter counts.
+
+use densely_core::weights::{self, Strictness};
+use densely_core::{Error, Result, Tensors, nn, seeded};
+use densely_tabular::embeddings::{NumEmbeddings, quantile_bins};
+use densely_tabular::models::ModelConfig;
+use densely_tabular::task::{Task, members_loss};
+use densely_testkit::{Golden, assert_bits, assert_close};
+use serde_json::Value;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+const HERE: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Names of the goldens that start with `prefix`.
+fn goldens(prefix: &str) -> Vec<String> {
+    let folder = std::fs::read_dir(format!("{HERE}/tests/goldens")).expect("the goldens' folder");
+    let mut names: Vec<String> = folder
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .into_string()
+                .expect("a name")
+        })
+        .filter_map(|name| Some(name.strip_suffix(".safetensors")?.to_owned()))
+        .filter(|name| name.starts_with(prefix))
+        .collect();
+    names.sort();
+    names
+}
+
+fn assert_initial_bits(vs: &VarStore, golden: &Golden) {
+    let ours = weights::named(vs);
+    let theirs = golden.group("init.");
+    assert_eq!(
+        ours.keys().collect::<Vec<_>>(),
+        theirs.keys().collect::<Vec<_>>()
+    );
+    for (name, expected) in &theirs {
+        assert_bits(&ours[name].detach(), expected);
+    }
+}
+
+fn assert_gradients(vs: &VarStore, golden: &Golden) {
+    let ours = weights::named(vs);
+    let theirs = golden.group("grad.");
+    assert_eq!(theirs.len(), vs.trainable_variables().len());
+    for (name, expected) in &theirs {
+        assert_close(&ours[name].grad(), expected, 1e-4, 1e-6);
+    }
+}
+
+fn check_model(name: &str) -> Result<()> {
+    eprintln!("{name}");
+    let golden = Golden::open(HERE, name);
+    let config = ModelConfig::of(golden.meta("model"), &golden.config::<Value>())?;
+    let vs = VarStore::new(Device::Cpu);
+    let model = seeded(0, || config.build(&vs.root()))?;
+    nn::check_names(&vs)?;
+    assert_initial_bits(&vs, &golden);
+    weights::load_tensors(
+        &vs,
+        golden.path(),
+        &golden.group("weight."),
+        Strictness::All,
+    )?;
+
+    let input = |key: &str| golden.has(key).then(|| golden.tensor(key));
+    let x_num = input("input.x_num").map(|xs| xs.set_requires_grad(true));
+    let x_cat = input("input.x_cat");
+    let ys = model.forward_members(x_num.as_ref(), x_cat.as_ref(), false)?; // [batch, k, d_out]
+    let expected = golden.tensor("output.y");
+    let shaped = if expected.dim() == 2 {
+        ys.squeeze_dim(1)
+    } else {
+        ys.shallow_clone()
+    };
+    assert_close(&shaped, &expected, 1e-5, 1e-6);
+
+    let loss = match input("input.y") {
+        Some(y) => {
+            let task = if y.kind() == Kind::Int64 {
+                Task::Multiclass
+            } else {
+                Task::Regression
+            };
+            members_loss(&ys, &y, None, task)
+        }
+        None => (shaped * golden.tensor("cotangent")).sum(Kind::Float),
+    };
+    assert_close(&loss, &golden.tensor("loss"), 1e-5, 1e-6);
+    loss.backward();
+    assert_gradients(&vs, &golden);
+    if let Some(xs) = x_num {
+        assert_close(&xs.grad(), &golden.tensor("grad_input.x_num"), 1e-4, 1e-6);
+    }
+    Ok(())
+}
+
+#[test]
+fn models_equal_the_package_in_bits_at_the_start_and_in_outputs_loss_and_gradients() -> Result<()> {
+    let names: Vec<String> = ["tabm_", "mlp_"].iter().flat_map(|p| goldens(p)).collect();
+    assert_eq!(names.len(), 53, "a golden is missing or not listed");
+    names.iter().try_for_each(|name| check_model(name))
+}
+
+#[test]
+fn embeddings_alone_equal_the_package() -> Result<()> {
+    for name in goldens("emb_")
+        .iter()
+        .filter(|name| *name != "emb_encoding")
+    {
+        eprintln!("{name}");
+        let golden = Golden::open(HERE, name);
+        let features = golden.meta("n_features").parse().expect("a number");
+        let vs = VarStore::new(Device::Cpu);
+        let config: NumEmbeddings = golden.config();
+        let embedding = seeded(0, || config.build(&vs.root(), features))?;
+        assert_initial_bits(&vs, &golden);
+        weights::load_tensors(
+            &vs,
+            golden.path(),
+            &golden.group("weight."),
+            Strictness::All,
+        )?;
+        let xs = golden.tensor("input.x").set_requires_grad(true);
+        let ys = embedding.forward(&xs);
+        assert_close(&ys, &golden.tensor("output.y"), 1e-5, 1e-6);
+        let loss = (ys * golden.tensor("cotangent")).sum(Kind::Float);
+        assert_close(&loss, &golden.tensor("loss"), 1e-5, 1e-5);
+        loss.backward();
+        assert_gradients(&vs, &golden);
+        assert_close(&xs.grad(), &golden.tensor("grad_input.x"), 1e-4, 1e-6);
+    }
+    Ok(())
+}
+
+#[test]
+fn quantile_bins_equal_the_package() -> Result<()> {
+    let golden = Golden::open(HERE, "bins");
+    let cases: serde_json::Map<String, Value> = golden.config();
+    let mut checked = 0;
+    for (name, case) in cases
+        .iter()
+        .filter(|(name, _)| name.starts_with("quantile"))
+    {
+        let bins = quantile_bins(
+            &golden.tensor("input.x"),
+            case["n_bins"].as_i64().expect("n_bins"),
+        )?;
+        for (feature, edges) in bins.iter().enumerate() {
+            let expected = golden.tensor(&format!("output.{name}.{feature}"));
+            assert_bits(&Tensor::from_slice(edges).to_kind(Kind::Float), &expected);
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 20);
+    Ok(())
+}
+
+#[test]
+fn bins_refuse_what_the_package_refuses() {
+    let column = |values: &[f32]| Tensor::from_slice(values).unsqueeze(1);
+    let message = |x: &Tensor, n| quantile_bins(x, n).expect_err("refused").to_string();
+    assert!(message(&column(&[1.0, 1.0, 1.0]), 2).ends_with("has one value only; drop it"));
+    assert!(message(&column(&[1.0, f32::NAN, 2.0]), 2).ends_with("has values that are not finite"));
+    assert!(message(&column(&[1.0, 2.0, 3.0]), 3).starts_with("setting `n_bins`"));
+    assert!(message(&column(&[1.0, 2.0, 3.0]), 1).starts_with("setting `n_bins`"));
+}
+
+#[test]
+fn parameter_counts_equal_the_package() -> Result<()> {
+    let text = std::fs::read_to_string(format!("{HERE}/tests/goldens/counts.json"))
+        .map_err(Error::io("counts.json"))?;
+    let counts: Value = serde_json::from_str(&text).expect("JSON");
+    let models = counts["models"].as_array().expect("models");
+    assert!(models.len() >= 5);
+    for case in models {
+        let mut config = case["config"].clone();
+        if let Some(bins) = case["bin_counts"].as_array() {
+            let edges = |n: &Value| (0..=n.as_i64().expect("a count")).collect::<Vec<_>>();
+            config["num_embeddings"]["bins"] = bins.iter().map(edges).collect();
+        }
+        let preset = case["model"]
+            .as_str()
+            .or(config["arch_type"].as_str())
+            .unwrap_or("mlp");
+        let vs = VarStore::new(Device::Cpu);
+        let _model = seeded(0, || ModelConfig::of(preset, &config)?.build(&vs.root()))?;
+        assert_eq!(
+            nn::parameter_count(&vs),
+            case["params"].as_u64().expect("params"),
+            "{case}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn unseen_categories_are_all_zeros() -> Result<()> {
+    let config = ModelConfig::of(
+        "mlp",
+        &serde_json::json!({ "n_num_features": 0, "cat_cardinalities": [2, 3], "d_block": 4 }),
+    )?;
+    let vs = VarStore::new(Device::Cpu);
+    let model = seeded(0, || config.build(&vs.root()))?;
+    let ys = |codes: &[i64]| {
+        model.forward_members(None, Some(&Tensor::from_slice(codes).view([1, 2])), false)
+    };
+    // The second feature's unseen code must not light the first column of a third feature, nor fail.
+    let unseen = ys(&[0, 3])?;
+    let weights: Tensors = weights::named(&vs);
+    {
+        let _no_grad = tch::no_grad_guard();
+        let _ = weights["backbone.blocks.0.0.weight"]
+            .narrow(1, 2, 3)
+            .fill_(7.0);
+    }
+    assert_close(&ys(&[0, 3])?, &unseen, 0.0, 0.0);
+    assert!(ys(&[0, 2])? != unseen);
+    Ok(())
+}
