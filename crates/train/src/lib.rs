@@ -1,1 +1,14 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+pub mod machine;
+pub mod metrics;
+pub mod optim;
+pub mod run;
+pub mod schedule;
+pub mod signal;
+
+pub use machine::{Env, peak_rss_mb, step_seed};
+pub use metrics::{Direction, Metric};
+pub use optim::{GroupRule, OptimConfig, Optimizer};
+pub use run::{Decision, Progress, ResumeFrom, Run, RunOptions};
+pub use schedule::{Schedule, ScheduleConfig};

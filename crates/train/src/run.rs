@@ -1,0 +1,1143 @@
+//! The run folder: settings, surroundings, log and checkpoints of one training, which a kill at any instant leaves
+//! in a state that resumes and ends in the bits of a run that was never stopped.
+//!
+//! ```text
+//! config.toml env.json       written once
+//! metrics.jsonl              one line per `log_every` steps and per epoch; holds no times, so it too is reproducible
+//! timing.jsonl               seconds and memory per epoch
+//! last/ previous/ best/      model.safetensors optimizer.safetensors state.json preprocess.json
+//! lock                       held by the process that trains
+//! ```
+//!
+//! A checkpoint is written as `last.tmp/`, flushed to the disk and moved into place by renames; what a kill leaves
+//! between two renames is put in order when the folder is opened again. `state.json` holds the SHA-256 of each file
+//! beside it, of the log up to then and of itself: a truncated or altered file is refused by name.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use densely_core::{Error, Result, Tensors, weights};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tch::nn::VarStore;
+use tch::{Kind, Tensor};
+
+use crate::machine::{Env, peak_rss_mb};
+use crate::metrics::Direction;
+use crate::optim::Optimizer;
+use crate::schedule::{PlateauState, Schedule};
+
+const CONFIG: &str = "config.toml";
+const ENV: &str = "env.json";
+const LOG: &str = "metrics.jsonl";
+const TIMING: &str = "timing.jsonl";
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const PREPROCESS: &str = "preprocess.json";
+const STATE: &str = "state.json";
+const FORMAT_VERSION: u32 = 1;
+
+/// How often a run logs and saves, and when it stops early. None of it changes what is learnt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunOptions {
+    /// Steps between two lines of the log; the device is waited for only then.
+    pub log_every: u64,
+    /// Steps between two checkpoints inside an epoch.
+    pub checkpoint_steps: Option<u64>,
+    /// Seconds between two checkpoints.
+    pub checkpoint_seconds: Option<f64>,
+    /// Epochs in a row without a better score after which training stops.
+    pub patience: Option<u64>,
+    /// Settings (dotted keys, or tables) that may differ when the run is resumed.
+    pub may_change: Vec<String>,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            log_every: 50,
+            checkpoint_steps: None,
+            checkpoint_seconds: Some(60.0),
+            patience: None,
+            may_change: Vec::new(),
+        }
+    }
+}
+
+/// Which checkpoint a run goes on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ResumeFrom {
+    /// The newest.
+    #[default]
+    Last,
+    /// The one before, for when the newest is damaged.
+    Previous,
+}
+
+impl std::str::FromStr for ResumeFrom {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "last" => Ok(Self::Last),
+            "previous" => Ok(Self::Previous),
+            other => Err(Error::config(
+                "resume-from",
+                format!("must be `last` or `previous`, got `{other}`"),
+            )),
+        }
+    }
+}
+
+/// The best epoch so far.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Epoch, counted from 0.
+    pub epoch: u64,
+    /// Steps that had been made at its end.
+    pub step: u64,
+    /// Its score.
+    pub score: f64,
+    /// SHA-256 of its `model.safetensors`.
+    pub model_sha256: String,
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// The epoch that is running or comes next, counted from 0.
+    pub epoch: u64,
+    /// Optimiser steps made since the start.
+    pub step: u64,
+    /// Steps made in the running epoch: as many batches must be skipped on resume.
+    pub step_in_epoch: u64,
+    /// The best epoch.
+    pub best: Option<Best>,
+    /// Epochs in a row without a better score.
+    pub bad_epochs: u64,
+    /// Whether [`Run::finish`] was reached.
+    pub finished: bool,
+}
+
+/// What the end of an epoch decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// The score is the best so far.
+    pub improved: bool,
+    /// Patience is over: end the training.
+    pub stop: bool,
+}
+
+/// Sums since the last log line, and of the epoch; exact, so that a resume goes on from the same numbers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sums {
+    loss: f64,
+    steps: u64,
+    norm: f64,
+    norms: u64,
+    epoch_loss: f64,
+    epoch_steps: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    format_version: u32,
+    files: BTreeMap<String, String>,
+    progress: Progress,
+    sums: Sums,
+    log_bytes: u64,
+    log_sha256: String,
+    schedule: Option<PlateauState>,
+    extra: Value,
+}
+
+/// A training in its folder. It holds the folder's lock until it is dropped.
+#[derive(Debug)]
+pub struct Run {
+    dir: PathBuf,
+    options: RunOptions,
+    progress: Progress,
+    sums: Sums,
+    pending: Vec<(u64, Tensor, Option<Tensor>)>,
+    log: Log,
+    schedule: Option<PlateauState>,
+    extra: Value,
+    preprocess: Option<String>,
+    /// The checkpoint that [`Run::restore`] reads.
+    resumed: Option<PathBuf>,
+    saved: Instant,
+    epoch_started: Instant,
+    _lock: File,
+}
+
+impl Run {
+    /// Starts a run in `dir`, which is made when absent.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the folder holds a run already or another process uses it; [`Error::Io`].
+    pub fn create(
+        dir: &Path,
+        config: &impl Serialize,
+        env: &Env,
+        options: RunOptions,
+    ) -> Result<Self> {
+        let lock = lock(dir)?;
+        if dir.join(CONFIG).exists() {
+            let reason = format!(
+                "{} already holds a run; continue it with `--resume`, or give another name",
+                dir.display()
+            );
+            return Err(Error::config("run", reason));
+        }
+        Self::start(dir, &to_toml(config)?, env, options, lock)
+    }
+
+    /// Goes on with the run in `dir`, or starts it when it was stopped before its first checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the settings differ from the run's, naming each; [`Error::Corrupt`] when a file of the
+    /// checkpoint is damaged; [`Error::Io`].
+    pub fn resume(
+        dir: &Path,
+        config: &impl Serialize,
+        env: &Env,
+        options: RunOptions,
+        from: ResumeFrom,
+    ) -> Result<Self> {
+        let lock = lock(dir)?;
+        let config = to_toml(config)?;
+        if !dir.join(CONFIG).exists() {
+            tracing::warn!("{}: nothing to resume; the run starts anew", dir.display());
+            return Self::start(dir, &config, env, options, lock);
+        }
+        check_config(dir, &config, &options.may_change)?;
+        warn_if_elsewhere(dir, env);
+        recover(dir)?;
+        let folder = dir.join(match from {
+            ResumeFrom::Last => "last",
+            ResumeFrom::Previous => "previous",
+        });
+        if !folder.exists() {
+            let other = dir.join(if from == ResumeFrom::Last {
+                "previous"
+            } else {
+                "last"
+            });
+            if other.exists() {
+                let reason = format!("the checkpoint is missing{}", offer(&folder));
+                return Err(Error::corrupt(&folder, reason));
+            }
+            tracing::warn!("{}: no checkpoint yet; the run starts anew", dir.display());
+            return Self::start(dir, &config, env, options, lock);
+        }
+        let state = verify(&folder)?;
+        settle_best(dir, &state.progress)?;
+        let preprocess = match state.files.contains_key(PREPROCESS) {
+            true => Some(read_text(&folder.join(PREPROCESS))?),
+            false => None,
+        };
+        densely_core::fs::write(&dir.join(CONFIG), config.text.as_bytes())?;
+        let log = Log::resume(&dir.join(LOG), state.log_bytes, &state.log_sha256)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            options,
+            progress: state.progress,
+            sums: state.sums,
+            pending: Vec::new(),
+            log,
+            schedule: state.schedule,
+            extra: state.extra,
+            preprocess,
+            resumed: Some(folder),
+            saved: Instant::now(),
+            epoch_started: Instant::now(),
+            _lock: lock,
+        })
+    }
+
+    fn start(
+        dir: &Path,
+        config: &Config,
+        env: &Env,
+        options: RunOptions,
+        lock: File,
+    ) -> Result<Self> {
+        for leftover in ["last.tmp", "best.tmp", "best.old", "best", "discarded.tmp"] {
+            remove(&dir.join(leftover))?;
+        }
+        let text =
+            serde_json::to_string_pretty(env).map_err(|e| Error::config("env", e.to_string()))?;
+        densely_core::fs::write(&dir.join(ENV), text.as_bytes())?;
+        let log = Log::create(&dir.join(LOG))?;
+        // Last, because it is what says that the folder holds a run.
+        densely_core::fs::write(&dir.join(CONFIG), config.text.as_bytes())?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            options,
+            progress: Progress::default(),
+            sums: Sums::default(),
+            pending: Vec::new(),
+            log,
+            schedule: None,
+            extra: Value::Null,
+            preprocess: None,
+            resumed: None,
+            saved: Instant::now(),
+            epoch_started: Instant::now(),
+            _lock: lock,
+        })
+    }
+
+    /// The run's folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the run stands.
+    pub const fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Whether a checkpoint was found that [`restore`](Self::restore) will load.
+    pub const fn is_resumed(&self) -> bool {
+        self.resumed.is_some()
+    }
+
+    /// Mean training loss of the running epoch up to the last line of the log.
+    pub fn epoch_loss(&self) -> Option<f64> {
+        (self.sums.epoch_steps > 0).then(|| self.sums.epoch_loss / self.sums.epoch_steps as f64)
+    }
+
+    /// The fitted preprocessing, as JSON, that each checkpoint keeps beside the weights.
+    pub fn set_preprocess(&mut self, json: String) {
+        self.preprocess = Some(json);
+    }
+
+    /// The preprocessing of the checkpoint that was resumed.
+    pub fn preprocess(&self) -> Option<&str> {
+        self.preprocess.as_deref()
+    }
+
+    /// Anything else that the loop must find again on resume.
+    pub fn set_extra(&mut self, extra: Value) {
+        self.extra = extra;
+    }
+
+    /// What [`set_extra`](Self::set_extra) was given before the checkpoint.
+    pub const fn extra(&self) -> &Value {
+        &self.extra
+    }
+
+    /// Keeps the state of a plateau schedule in the next checkpoint; call it after `observe`.
+    pub fn set_schedule(&mut self, schedule: &Schedule) {
+        self.schedule = schedule.state();
+    }
+
+    /// Loads weights, optimiser and schedule of the checkpoint that was resumed; `false` on a fresh run.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] or [`Error::Config`] when they do not fit; [`Error::Corrupt`]; [`Error::Io`].
+    pub fn restore(
+        &mut self,
+        vs: &VarStore,
+        opt: &mut Optimizer,
+        schedule: &mut Schedule,
+    ) -> Result<bool> {
+        let Some(folder) = &self.resumed else {
+            return Ok(false);
+        };
+        let same = weights::same_name;
+        weights::load(vs, &folder.join(MODEL), same, weights::Strictness::All)?;
+        opt.load_state(&weights::read(&folder.join(OPTIMIZER))?.tensors)?;
+        schedule.load_state(self.schedule);
+        Ok(true)
+    }
+
+    /// Notes one optimiser step with its loss and gradient norm (scalars, on any device).
+    ///
+    /// Nothing is read from the device until the next line of the log is due.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] with the first step since the last line whose loss is not finite; [`Error::Io`].
+    pub fn log_step(&mut self, loss: &Tensor, grad_norm: Option<&Tensor>, lr: f64) -> Result<()> {
+        self.pending.push((
+            self.progress.step,
+            loss.detach(),
+            grad_norm.map(Tensor::detach),
+        ));
+        self.progress.step += 1;
+        self.progress.step_in_epoch += 1;
+        self.progress.finished = false;
+        if !self
+            .progress
+            .step
+            .is_multiple_of(self.options.log_every.max(1))
+        {
+            return Ok(());
+        }
+        self.read_back()?;
+        let sums = std::mem::take(&mut self.sums);
+        self.sums = Sums {
+            epoch_loss: sums.epoch_loss,
+            epoch_steps: sums.epoch_steps,
+            ..Sums::default()
+        };
+        self.log.line(&json!({
+            "kind": "step",
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
+            "lr": lr,
+            "loss": sums.loss / sums.steps.max(1) as f64,
+            "grad_norm": (sums.norms > 0).then(|| sums.norm / sums.norms as f64),
+        }))
+    }
+
+    /// Reads the losses that are still on the device, in one transfer.
+    fn read_back(&mut self) -> Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        let losses: Vec<&Tensor> = pending.iter().map(|(_, loss, _)| loss).collect();
+        let norms: Vec<&Tensor> = pending
+            .iter()
+            .filter_map(|(.., norm)| norm.as_ref())
+            .collect();
+        let (losses, norms) = (read_scalars(&losses)?, read_scalars(&norms)?);
+        for ((step, ..), loss) in pending.iter().zip(losses) {
+            if !loss.is_finite() {
+                return Err(Error::Diverged { step: *step, loss });
+            }
+            self.sums.loss += loss;
+            self.sums.steps += 1;
+            self.sums.epoch_loss += loss;
+            self.sums.epoch_steps += 1;
+        }
+        for norm in norms.into_iter().filter(|norm| norm.is_finite()) {
+            self.sums.norm += norm;
+            self.sums.norms += 1;
+        }
+        Ok(())
+    }
+
+    /// Saves the batch (or whatever else) of a diverged step as `diverged.safetensors` and returns its path.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save_diverged(&self, tensors: &Tensors) -> Result<PathBuf> {
+        let path = self.dir.join("diverged.safetensors");
+        let step = self.progress.step.to_string();
+        weights::save(&path, tensors, &BTreeMap::from([("step".to_owned(), step)]))?;
+        Ok(path)
+    }
+
+    /// Whether a checkpoint is due, by steps or by the clock. When it is taken does not change what is learnt.
+    pub fn should_checkpoint(&self) -> bool {
+        let by_steps = self.options.checkpoint_steps.is_some_and(|steps| {
+            self.progress.step > 0 && self.progress.step.is_multiple_of(steps.max(1))
+        });
+        let by_time = self.options.checkpoint_seconds.is_some_and(|seconds| {
+            self.saved.elapsed() >= Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+        });
+        by_steps || by_time
+    }
+
+    /// Whether Ctrl-C was pressed: save with [`checkpoint`](Self::checkpoint) and leave the loop.
+    pub fn interrupted(&self) -> bool {
+        crate::signal::interrupted()
+    }
+
+    /// Whether patience is over; asked before the first epoch too, since a run may be stopped between its last epoch
+    /// and its end.
+    pub fn should_stop(&self) -> bool {
+        self.options
+            .patience
+            .is_some_and(|patience| self.progress.bad_epochs >= patience.max(1))
+    }
+
+    /// Saves everything as `last/`; the `last/` of before becomes `previous/`.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] when a loss that was not yet read is not finite, and [`Error::Io`]; the older checkpoints
+    /// are then untouched.
+    pub fn checkpoint(&mut self, vs: &VarStore, opt: &Optimizer) -> Result<()> {
+        self.read_back()?;
+        self.log.flush()?;
+        let tmp = self.dir.join("last.tmp");
+        self.write_or_clean(&tmp, |run| {
+            let files = run.write_files(&tmp, vs, opt)?;
+            run.write_state(&tmp, files)
+        })?;
+        self.replace_last()?;
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    /// Ends an epoch: logs its score and `metrics`, keeps the weights as `best/` when the score is strictly better
+    /// than all before, saves, and counts patience.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] when the score or a loss is not finite; [`Error::Io`].
+    pub fn end_epoch(
+        &mut self,
+        score: f64,
+        direction: Direction,
+        metrics: &[(&str, f64)],
+        vs: &VarStore,
+        opt: &Optimizer,
+    ) -> Result<Decision> {
+        self.read_back()?;
+        if !score.is_finite() {
+            return Err(Error::Diverged {
+                step: self.progress.step,
+                loss: score,
+            });
+        }
+        let best = self.progress.best.as_ref();
+        let improved = best.is_none_or(|best| direction.is_better(score, best.score));
+        let metrics: serde_json::Map<String, Value> = metrics
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), json!(value)))
+            .collect();
+        let epoch = self.progress.epoch;
+        self.log.line(&json!({
+            "kind": "epoch",
+            "epoch": epoch,
+            "step": self.progress.step,
+            "train_loss": self.epoch_loss(),
+            "score": score,
+            "improved": improved,
+            "metrics": metrics,
+        }))?;
+        self.note_time(epoch);
+        self.progress.epoch += 1;
+        self.progress.step_in_epoch = 0;
+        (self.sums.epoch_loss, self.sums.epoch_steps) = (0.0, 0);
+        self.progress.bad_epochs = if improved {
+            0
+        } else {
+            self.progress.bad_epochs + 1
+        };
+        let stop = self.should_stop();
+        if improved {
+            self.save_best(epoch, score, vs, opt)?;
+        } else if stop || self.should_checkpoint() {
+            self.checkpoint(vs, opt)?;
+        }
+        Ok(Decision { improved, stop })
+    }
+
+    /// Marks the run as finished and saves it.
+    ///
+    /// # Errors
+    /// As [`checkpoint`](Self::checkpoint).
+    pub fn finish(&mut self, vs: &VarStore, opt: &Optimizer) -> Result<()> {
+        self.progress.finished = true;
+        self.checkpoint(vs, opt)
+    }
+
+    /// Loads the weights of the best epoch; `None` when no epoch has ended.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when they are damaged; [`Error::Weights`]; [`Error::Io`].
+    pub fn load_best(&self, vs: &VarStore) -> Result<Option<&Best>> {
+        let Some(best) = &self.progress.best else {
+            return Ok(None);
+        };
+        let path = self.dir.join("best").join(MODEL);
+        weights::load(vs, &path, weights::same_name, weights::Strictness::All)?;
+        Ok(Some(best))
+    }
+
+    /// Writes `best/`, then `last/` with the same files. `best.old/` stays until `last/` speaks of the new best, so
+    /// that a kill in between can go back to the one that the old `last/` speaks of.
+    fn save_best(&mut self, epoch: u64, score: f64, vs: &VarStore, opt: &Optimizer) -> Result<()> {
+        self.log.flush()?;
+        let [best, tmp, old] = ["best", "best.tmp", "best.old"].map(|name| self.dir.join(name));
+        let last = self.dir.join("last.tmp");
+        let before = self.progress.best.take();
+        let files = self.write_or_clean(&tmp, |run| run.write_files(&tmp, vs, opt));
+        let files = match files {
+            Ok(files) => files,
+            Err(error) => {
+                self.progress.best = before;
+                return Err(error);
+            }
+        };
+        let model_sha256 = files.get(MODEL).cloned().unwrap_or_default();
+        self.progress.best = Some(Best {
+            epoch,
+            step: self.progress.step,
+            score,
+            model_sha256,
+        });
+        self.write_or_clean(&tmp, |run| run.write_state(&tmp, files))?;
+        self.write_or_clean(&last, |_| {
+            make_folder(&last)?;
+            for entry in fs::read_dir(&tmp).map_err(Error::io(&tmp))? {
+                let from = entry.map_err(Error::io(&tmp))?.path();
+                let to = last.join(from.file_name().unwrap_or_default());
+                // Files of a checkpoint are never written in place, so two names for one are safe.
+                if fs::hard_link(&from, &to).is_err() {
+                    fs::copy(&from, &to).map_err(Error::io(&to))?;
+                    File::open(&to)
+                        .and_then(|file| file.sync_all())
+                        .map_err(Error::io(&to))?;
+                }
+            }
+            sync(&last)
+        })?;
+        remove(&old)?;
+        if best.exists() {
+            rename(&best, &old)?;
+        }
+        rename(&tmp, &best)?;
+        sync(&self.dir)?;
+        self.replace_last()?;
+        remove(&old)?;
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    /// Runs `write` and removes the half-written folder when it fails, which also frees the space on a full disk.
+    fn write_or_clean<T>(
+        &self,
+        folder: &Path,
+        write: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let result = write(self);
+        if result.is_err() {
+            // The first error is the one to report.
+            for name in ["last.tmp", "best.tmp"] {
+                let _ = remove(&folder.with_file_name(name));
+            }
+        }
+        result
+    }
+
+    fn write_files(
+        &self,
+        folder: &Path,
+        vs: &VarStore,
+        opt: &Optimizer,
+    ) -> Result<BTreeMap<String, String>> {
+        make_folder(folder)?;
+        let none = BTreeMap::new();
+        weights::save(&folder.join(MODEL), &weights::named(vs), &none)?;
+        fault::point("model written");
+        weights::save(&folder.join(OPTIMIZER), &opt.state(), &none)?;
+        let mut names = vec![MODEL, OPTIMIZER];
+        if let Some(preprocess) = &self.preprocess {
+            densely_core::fs::write(&folder.join(PREPROCESS), preprocess.as_bytes())?;
+            names.push(PREPROCESS);
+        }
+        fault::point("files written");
+        names
+            .into_iter()
+            .map(|name| Ok((name.to_owned(), sha256_of(&folder.join(name))?)))
+            .collect()
+    }
+
+    fn write_state(&self, folder: &Path, files: BTreeMap<String, String>) -> Result<()> {
+        let path = folder.join(STATE);
+        let state = State {
+            format_version: FORMAT_VERSION,
+            files,
+            progress: self.progress.clone(),
+            sums: self.sums.clone(),
+            log_bytes: self.log.bytes,
+            log_sha256: self.log.digest(),
+            schedule: self.schedule,
+            extra: self.extra.clone(),
+        };
+        let invalid = |e: serde_json::Error| Error::corrupt(&path, e.to_string());
+        let state = serde_json::to_value(&state).map_err(invalid)?;
+        let sha256 = hash(state.to_string().as_bytes());
+        let text = serde_json::to_string_pretty(&json!({ "sha256": sha256, "state": state }));
+        densely_core::fs::write(&path, text.map_err(invalid)?.as_bytes())?;
+        fault::point("state written");
+        sync(folder)
+    }
+
+    /// `previous/` goes, `last/` becomes `previous/`, `last.tmp/` becomes `last/`. After each of the renames
+    /// [`recover`] knows what to do.
+    fn replace_last(&self) -> Result<()> {
+        let [last, tmp, previous, discarded] =
+            ["last", "last.tmp", "previous", "discarded.tmp"].map(|name| self.dir.join(name));
+        if last.exists() {
+            if previous.exists() {
+                remove(&discarded)?;
+                rename(&previous, &discarded)?;
+            }
+            rename(&last, &previous)?;
+        }
+        rename(&tmp, &last)?;
+        sync(&self.dir)?;
+        remove(&discarded)
+    }
+
+    /// Times stand apart from the log, which must not depend on them; losing a line is no reason to stop.
+    fn note_time(&mut self, epoch: u64) {
+        let seconds = self.epoch_started.elapsed().as_secs_f64();
+        self.epoch_started = Instant::now();
+        let line = json!({
+            "epoch": epoch, "step": self.progress.step, "seconds": seconds, "peak_rss_mb": peak_rss_mb(),
+        });
+        let path = self.dir.join(TIMING);
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        if let Err(e) = file.and_then(|mut file| writeln!(file, "{line}")) {
+            tracing::warn!("{}: {e}", path.display());
+        }
+    }
+}
+
+/// The lines of a run's log, and where it kept them.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Corrupt`] when a line is not JSON.
+pub fn read_log(dir: &Path) -> Result<Vec<Value>> {
+    let path = dir.join(LOG);
+    let text = read_text(&path)?;
+    let parse = |(row, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .map_err(|e| Error::corrupt(&path, format!("line {}: {e}", row + 1)))
+    };
+    text.lines().enumerate().map(parse).collect()
+}
+
+/// The log, its length and its running SHA-256.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    sha256: Sha256,
+}
+
+impl Log {
+    fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).map_err(Error::io(path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            bytes: 0,
+            sha256: Sha256::new(),
+        })
+    }
+
+    /// Cuts off what was written after the checkpoint; the resumed run writes it again.
+    fn resume(path: &Path, bytes: u64, digest: &str) -> Result<Self> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .open(path)
+            .map_err(Error::io(path))?;
+        let mut sha256 = Sha256::new();
+        let copied = io::copy(
+            &mut Read::by_ref(&mut file).take(bytes),
+            &mut HashWriter(&mut sha256),
+        );
+        let log = Self {
+            path: path.to_owned(),
+            file,
+            bytes,
+            sha256,
+        };
+        if copied.map_err(Error::io(path))? < bytes || log.digest() != digest {
+            let reason = "its beginning differs from what the checkpoint saw; restore it from a copy, or start a new run";
+            return Err(Error::corrupt(path, reason));
+        }
+        log.file.set_len(bytes).map_err(Error::io(path))?;
+        Ok(log)
+    }
+
+    fn line(&mut self, value: &Value) -> Result<()> {
+        let line = format!("{value}\n");
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(Error::io(&self.path))?;
+        self.bytes += line.len() as u64;
+        self.sha256.update(line.as_bytes());
+        fault::point("log line written");
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io(&self.path))
+    }
+
+    fn digest(&self) -> String {
+        weights::hex(&self.sha256.clone().finalize())
+    }
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes the folder for this process. The system frees the lock when the process ends in whatever way, so there are
+/// no stale locks; the number in the file is for messages.
+fn lock(dir: &Path) -> Result<File> {
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path);
+    let mut file = file.map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            // Without the number the message is still right.
+            let _ = file.read_to_string(&mut owner);
+            let reason = format!(
+                "{} is in use by process {}; wait for it, or give another name",
+                dir.display(),
+                owner.trim()
+            );
+            return Err(Error::config("run", reason));
+        }
+        // Some network file systems know no locks; training alone there must still be possible.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+            tracing::warn!("{}: cannot be locked ({e})", path.display());
+        }
+        Err(TryLockError::Error(e)) => return Err(Error::io(&path)(e)),
+    }
+    file.set_len(0).map_err(Error::io(&path))?;
+    writeln!(file, "{}", std::process::id()).map_err(Error::io(&path))?;
+    Ok(file)
+}
+
+struct Config {
+    text: String,
+    table: toml::Table,
+}
+
+fn to_toml(config: &impl Serialize) -> Result<Config> {
+    let invalid = |e: toml::ser::Error| Error::config("config", e.to_string());
+    let text = toml::to_string_pretty(config).map_err(invalid)?;
+    let table = text
+        .parse()
+        .map_err(|e: toml::de::Error| Error::config("config", e.to_string()))?;
+    Ok(Config { text, table })
+}
+
+fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, String>) {
+    for (key, value) in table {
+        let key = if prefix.is_empty() {
+            key.clone()
+        } else {
+            format!("{prefix}.{key}")
+        };
+        match value {
+            toml::Value::Table(table) => flatten(&key, table, into),
+            other => {
+                into.insert(key, other.to_string());
+            }
+        }
+    }
+}
+
+fn check_config(dir: &Path, config: &Config, may_change: &[String]) -> Result<()> {
+    let path = dir.join(CONFIG);
+    let old: toml::Table = read_text(&path)?
+        .parse()
+        .map_err(|e: toml::de::Error| Error::corrupt(&path, e.message().to_owned()))?;
+    let (mut ours, mut theirs) = (BTreeMap::new(), BTreeMap::new());
+    flatten("", &old, &mut ours);
+    flatten("", &config.table, &mut theirs);
+    let allowed = |key: &str| {
+        may_change.iter().any(|prefix| {
+            key.strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    };
+    let keys: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+    let differing: Vec<&String> = keys
+        .into_iter()
+        .filter(|key| ours.get(*key) != theirs.get(*key) && !allowed(key))
+        .collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let absent = || "nothing".to_owned();
+    let words: Vec<String> = differing
+        .iter()
+        .map(|key| {
+            let (old, new) = (ours.get(*key).cloned(), theirs.get(*key).cloned());
+            format!(
+                "`{key}` was {} and is now {}",
+                old.unwrap_or_else(absent),
+                new.unwrap_or_else(absent)
+            )
+        })
+        .collect();
+    let fields: Vec<&str> = differing.iter().map(|key| key.as_str()).collect();
+    let reason = format!(
+        "the run in {} has other settings: {}; take its settings, or give another name",
+        dir.display(),
+        words.join(", ")
+    );
+    Err(Error::config(fields.join(", "), reason))
+}
+
+/// Another library, device or number of threads is allowed, but the bits may then differ.
+fn warn_if_elsewhere(dir: &Path, env: &Env) {
+    let old = fs::read_to_string(dir.join(ENV)).ok();
+    let Some(old) = old.and_then(|text| serde_json::from_str::<Env>(&text).ok()) else {
+        return;
+    };
+    let essence = |env: &Env| {
+        let Env {
+            crate_version,
+            libtorch_version,
+            threads,
+            device,
+            cpu,
+            ..
+        } = env;
+        format!(
+            "densely {crate_version}, libtorch {libtorch_version}, {threads} threads, {device}, {cpu}"
+        )
+    };
+    let (old, new) = (essence(&old), essence(env));
+    if old != new {
+        tracing::warn!("the run began on {old} and goes on with {new}: its bits may differ");
+    }
+}
+
+/// Puts in order what a kill between two renames leaves.
+fn recover(dir: &Path) -> Result<()> {
+    let [last, last_tmp, best, best_tmp, best_old] =
+        ["last", "last.tmp", "best", "best.tmp", "best.old"].map(|name| dir.join(name));
+    // `last.tmp` is renamed only when it is whole; if `last` is not there, it was on its way.
+    if !last.exists() && verify(&last_tmp).is_ok() {
+        rename(&last_tmp, &last)?;
+        // At the first checkpoint of all, `best` may have been on its way too.
+        if !best.exists() && !best_old.exists() && verify(&best_tmp).is_ok() {
+            rename(&best_tmp, &best)?;
+        }
+    }
+    if !best.exists() && best_old.exists() {
+        rename(&best_old, &best)?;
+    }
+    for leftover in [last_tmp, best_tmp, dir.join("discarded.tmp")] {
+        remove(&leftover)?;
+    }
+    sync(dir)
+}
+
+/// Makes `best/` the one that the checkpoint speaks of. A newer one is kept only when training goes on from
+/// `previous/`: it will be written again.
+fn settle_best(dir: &Path, progress: &Progress) -> Result<()> {
+    let (best, old) = (dir.join("best"), dir.join("best.old"));
+    let Some(expected) = &progress.best else {
+        remove(&best)?;
+        return remove(&old);
+    };
+    let fits = |state: &State| state.files.get(MODEL) == Some(&expected.model_sha256);
+    if old.exists() && verify(&old).is_ok_and(|state| fits(&state)) {
+        remove(&best)?;
+        return rename(&old, &best);
+    }
+    remove(&old)?;
+    let lost =
+        "; the best weights so far are lost: restore the folder from a copy, or start a new run";
+    let state = read_state(&best, lost).and_then(|state| check_files(&best, state, lost))?;
+    if fits(&state) || state.progress.step > progress.step {
+        return Ok(());
+    }
+    Err(Error::corrupt(
+        &best,
+        format!("it is not the best epoch that the checkpoint speaks of{lost}"),
+    ))
+}
+
+/// What to do about a damaged checkpoint.
+fn offer(folder: &Path) -> String {
+    let Some((dir, name)) = folder.parent().zip(folder.file_name()) else {
+        return String::new();
+    };
+    let (other, flag) = if name == "previous" {
+        ("last", "last")
+    } else {
+        ("previous", "previous")
+    };
+    let sound =
+        read_state(&dir.join(other), "").and_then(|state| check_files(&dir.join(other), state, ""));
+    match sound {
+        Ok(state) => format!(
+            "; the checkpoint `{other}` of step {} is sound: use it with `--resume-from {flag}`",
+            state.progress.step
+        ),
+        Err(_) => "; there is no other sound checkpoint: start a new run".to_owned(),
+    }
+}
+
+/// Reads a checkpoint's state after checking every file of it.
+fn verify(folder: &Path) -> Result<State> {
+    let plain = |error: Error| match error {
+        Error::Corrupt { path, reason } => {
+            Error::corrupt(path, format!("{reason}{}", offer(folder)))
+        }
+        other => other,
+    };
+    read_state(folder, "")
+        .and_then(|state| check_files(folder, state, ""))
+        .map_err(plain)
+}
+
+fn read_state(folder: &Path, advice: &str) -> Result<State> {
+    let path = folder.join(STATE);
+    let corrupt = |reason: &str| Error::corrupt(&path, format!("{reason}{advice}"));
+    let text = match fs::read_to_string(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(corrupt("the file is missing"));
+        }
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err(corrupt("it is not text")),
+        other => other.map_err(Error::io(&path))?,
+    };
+    let mut whole: Value = serde_json::from_str(&text).map_err(|e| corrupt(&e.to_string()))?;
+    let state = whole.get_mut("state").map(Value::take).unwrap_or_default();
+    if whole.get("sha256").and_then(Value::as_str) != Some(&hash(state.to_string().as_bytes())) {
+        return Err(corrupt("its checksum does not match"));
+    }
+    match state.get("format_version").and_then(Value::as_u64) {
+        Some(version) if version == u64::from(FORMAT_VERSION) => {}
+        other => {
+            let reason = format!("it has format {other:?}, this version reads {FORMAT_VERSION}");
+            return Err(corrupt(&reason));
+        }
+    }
+    serde_json::from_value(state).map_err(|e| corrupt(&e.to_string()))
+}
+
+fn check_files(folder: &Path, state: State, advice: &str) -> Result<State> {
+    for (name, expected) in &state.files {
+        let path = folder.join(name);
+        if !path.exists() {
+            return Err(Error::corrupt(
+                &path,
+                format!("the file is missing{advice}"),
+            ));
+        }
+        if sha256_of(&path)? != *expected {
+            let reason =
+                format!("its checksum does not match: it was truncated or altered{advice}");
+            return Err(Error::corrupt(&path, reason));
+        }
+    }
+    Ok(state)
+}
+
+fn read_scalars(scalars: &[&Tensor]) -> Result<Vec<f64>> {
+    if scalars.is_empty() {
+        return Ok(Vec::new());
+    }
+    let flat = scalars
+        .iter()
+        .map(|xs| xs.f_reshape([]))
+        .collect::<std::result::Result<Vec<_>, _>>()?;
+    let stacked = Tensor::f_stack(&flat, 0)?
+        .f_to_device(tch::Device::Cpu)?
+        .f_to_kind(Kind::Double)?;
+    let mut values = vec![0.0; scalars.len()];
+    stacked.f_copy_data(&mut values, scalars.len())?;
+    Ok(values)
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(Error::io(path))
+}
+
+fn hash(bytes: &[u8]) -> String {
+    weights::hex(&Sha256::digest(bytes))
+}
+
+fn sha256_of(path: &Path) -> Result<String> {
+    let mut sha256 = Sha256::new();
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    io::copy(&mut file, &mut HashWriter(&mut sha256)).map_err(Error::io(path))?;
+    Ok(weights::hex(&sha256.finalize()))
+}
+
+/// An empty folder, in place of whatever had its name.
+fn make_folder(folder: &Path) -> Result<()> {
+    remove(folder)?;
+    fs::create_dir(folder).map_err(Error::io(folder))?;
+    fault::point("folder made");
+    Ok(())
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(folder)(e)),
+        _ => {
+            fault::point("folder removed");
+            Ok(())
+        }
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io(from))?;
+    fault::point("folder renamed");
+    Ok(())
+}
+
+fn sync(folder: &Path) -> Result<()> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io(folder))
+}
+
+/// Instants at which tests kill the run.
+mod fault {
+    #[cfg(not(test))]
+    pub(super) const fn point(_what: &str) {}
+
+    #[cfg(test)]
+    pub(super) use armed::{arm, point};
+
+    #[cfg(test)]
+    mod armed {
+        use std::cell::Cell;
+
+        thread_local! {
+            static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+        }
+
+        /// The `n`th point from now (counted from 0) panics, once; `None` disarms.
+        pub(in super::super) fn arm(n: Option<u64>) {
+            LEFT.set(n);
+        }
+
+        pub(in super::super) fn point(what: &str) {
+            match LEFT.get() {
+                Some(0) => {
+                    LEFT.set(None);
+                    panic!("killed: {what}");
+                }
+                Some(n) => LEFT.set(Some(n - 1)),
+                None => {}
+            }
+        }
+    }
+}
