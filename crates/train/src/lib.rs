@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(test)]
+extern crate self as densely_train;
+
 pub mod machine;
 pub mod metrics;
 pub mod optim;

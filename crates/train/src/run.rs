@@ -1141,3 +1141,68 @@ mod fault {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/train/trainer.rs"]
+mod trainer;
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::trainer::{End, Settings, assert_same, options, snapshot, train, turn};
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a temporary folder")
+    }
+
+    /// A kill between any two operations on the file system, and a second one while the first is being mended.
+    #[test]
+    fn a_kill_between_any_two_file_operations_resumes_to_the_bits_of_the_unbroken_run() -> Result<()>
+    {
+        let _turn = turn();
+        let settings = Settings::default();
+        let whole = folder();
+        let end = train(
+            &whole.path().join("run"),
+            &settings,
+            options(),
+            None,
+            |_| {},
+        )?;
+        assert_eq!(end, End::Finished);
+        let expected = snapshot(&whole.path().join("run"))?;
+        let mut killed = 0;
+        for point in 0.. {
+            let folder = folder();
+            let dir = folder.path().join("run");
+            let attempt = |from, point| {
+                fault::arm(Some(point));
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    train(&dir, &settings, options(), from, |_| {})
+                }));
+                fault::arm(None);
+                result
+            };
+            if let Ok(result) = attempt(None, point) {
+                assert_eq!(result?, End::Finished);
+                break;
+            }
+            killed += 1;
+            // The second kill comes earlier and earlier, so it meets recovery too.
+            if let Ok(result) = attempt(Some(ResumeFrom::Last), point * 7 % 40) {
+                assert_eq!(result?, End::Finished);
+            } else {
+                train(&dir, &settings, options(), Some(ResumeFrom::Last), |_| {})?;
+            }
+            assert_same(
+                &snapshot(&dir)?,
+                &expected,
+                &format!("killed at point {point}"),
+            );
+        }
+        assert!(killed > 100, "only {killed} points were met");
+        Ok(())
+    }
+}
