@@ -6,6 +6,10 @@ extern crate self as densely_train;
 pub mod machine;
 pub mod metrics;
 pub mod optim;
+#[cfg(feature = "plots")]
+pub mod plot;
+pub mod progress;
+pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod signal;

@@ -231,6 +231,7 @@ pub fn log_loss(probabilities: &Tensor, labels: &Tensor) -> Result<f64> {
 /// # Errors
 /// [`Error::Shape`] when they do not fit, a score is not finite, a label is neither 0 nor 1, or only one class
 /// is there.
+#[expect(clippy::float_cmp, reason = "a tie is a tie only when it is exact")]
 pub fn roc_auc(scores: &Tensor, labels: &Tensor) -> Result<f64> {
     let scores = finite("scores", scores)?;
     if scores.dim() != 1 {
@@ -241,7 +242,7 @@ pub fn roc_auc(scores: &Tensor, labels: &Tensor) -> Result<f64> {
     let labels = to_vec(&double(labels))?;
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_unstable_by(|a, b| scores[*a].total_cmp(&scores[*b]));
-    let positives = labels.iter().filter(|label| **label == 1.0).count();
+    let positives = labels.iter().filter(|label| **label > 0.5).count();
     let negatives = labels.len() - positives;
     if positives == 0 || negatives == 0 {
         return Err(shape(
@@ -253,7 +254,7 @@ pub fn roc_auc(scores: &Tensor, labels: &Tensor) -> Result<f64> {
     // Pairs won, doubled so that ties stay whole numbers: exact up to 2^63 pairs.
     let (mut doubled, mut below) = (0u128, 0u128);
     for tied in order.chunk_by(|a, b| scores[*a] == scores[*b]) {
-        let ones = tied.iter().filter(|row| labels[**row] == 1.0).count() as u128;
+        let ones = tied.iter().filter(|row| labels[**row] > 0.5).count() as u128;
         let zeros = tied.len() as u128 - ones;
         doubled += ones * (2 * below + zeros);
         below += zeros;

@@ -107,10 +107,13 @@ impl Default for OptimConfig {
     }
 }
 
+/// Says whether a parameter, given by name and value, belongs to a group.
+pub type Matches = Box<dyn Fn(&str, &Tensor) -> bool + Send>;
+
 /// Parameters that learn by settings of their own.
 pub struct GroupRule {
     /// Whether a parameter, given by name and value, belongs to the group.
-    pub matches: Box<dyn Fn(&str, &Tensor) -> bool + Send>,
+    pub matches: Matches,
     /// Factor on the learning rate.
     pub lr_scale: f64,
     /// Weight decay instead of the optimiser's, where given.
@@ -458,7 +461,7 @@ impl Optimizer {
                 let own = |xs: Option<&Tensor>| -> Result<Option<Tensor>> {
                     let Some(xs) = xs else { return Ok(None) };
                     let mut mine = slot.param.f_zeros_like()?;
-                    let _ = mine.f_copy_(xs)?;
+                    mine.f_copy_(xs)?;
                     Ok(Some(mine))
                 };
                 Ok((steps, own(a)?, own(b)?))
@@ -522,7 +525,7 @@ impl Slot {
                     kept
                 }
                 // Not the gradient itself: the next zero_grad would empty it.
-                none => none.insert(grad.f_copy_to_new()?).shallow_clone(),
+                none => none.insert(copied(&grad)?).shallow_clone(),
             };
             if config.nesterov {
                 add_scaled(&grad, &buffer, config.momentum)?
@@ -535,16 +538,10 @@ impl Slot {
 }
 
 /// A clone in memory of its own.
-trait CopyToNew {
-    fn f_copy_to_new(&self) -> Result<Tensor>;
-}
-
-impl CopyToNew for Tensor {
-    fn f_copy_to_new(&self) -> Result<Tensor> {
-        let mut copy = self.f_zeros_like()?;
-        let _ = copy.f_copy_(self)?;
-        Ok(copy)
-    }
+fn copied(xs: &Tensor) -> Result<Tensor> {
+    let mut copy = xs.f_zeros_like()?;
+    copy.f_copy_(xs)?;
+    Ok(copy)
 }
 
 /// `xs + scale · ys`. libtorch's own `add(alpha)` fuses product and sum, as does `addcmul` with a scalar.

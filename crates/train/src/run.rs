@@ -13,16 +13,18 @@
 //! between two renames is put in order when the folder is opened again. `state.json` holds the SHA-256 of each file
 //! beside it, of the log up to then and of itself: a truncated or altered file is refused by name.
 
+mod fault;
+mod folder;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use densely_core::{Error, Result, Tensors, weights};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
@@ -30,16 +32,11 @@ use crate::machine::{Env, peak_rss_mb};
 use crate::metrics::Direction;
 use crate::optim::Optimizer;
 use crate::schedule::{PlateauState, Schedule};
-
-const CONFIG: &str = "config.toml";
-const ENV: &str = "env.json";
-const LOG: &str = "metrics.jsonl";
-const TIMING: &str = "timing.jsonl";
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const PREPROCESS: &str = "preprocess.json";
-const STATE: &str = "state.json";
-const FORMAT_VERSION: u32 = 1;
+use folder::{
+    CONFIG, Config, ENV, FORMAT_VERSION, LOG, Log, MODEL, OPTIMIZER, PREPROCESS, STATE, State,
+    TIMING, check_config, hash, lock, make_folder, offer, read_text, recover, remove, rename,
+    settle_best, sha256_of, sync, to_toml, verify, warn_if_elsewhere,
+};
 
 /// How often a run logs and saves, and when it stops early. None of it changes what is learnt.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,19 +143,6 @@ struct Sums {
     epoch_steps: u64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct State {
-    format_version: u32,
-    files: BTreeMap<String, String>,
-    progress: Progress,
-    sums: Sums,
-    log_bytes: u64,
-    log_sha256: String,
-    schedule: Option<PlateauState>,
-    extra: Value,
-}
-
 /// A training in its folder. It holds the folder's lock until it is dropped.
 #[derive(Debug)]
 pub struct Run {
@@ -190,7 +174,10 @@ impl Run {
         options: RunOptions,
     ) -> Result<Self> {
         let lock = lock(dir)?;
-        if dir.join(CONFIG).exists() {
+        if [CONFIG, "last", "previous", "best"]
+            .iter()
+            .any(|name| dir.join(name).exists())
+        {
             let reason = format!(
                 "{} already holds a run; continue it with `--resume`, or give another name",
                 dir.display()
@@ -214,7 +201,10 @@ impl Run {
     ) -> Result<Self> {
         let lock = lock(dir)?;
         let config = to_toml(config)?;
-        if !dir.join(CONFIG).exists() {
+        let checkpoint = ["last", "previous"]
+            .iter()
+            .any(|name| dir.join(name).exists());
+        if !dir.join(CONFIG).exists() && !checkpoint {
             tracing::warn!("{}: nothing to resume; the run starts anew", dir.display());
             return Self::start(dir, &config, env, options, lock);
         }
@@ -239,10 +229,11 @@ impl Run {
             return Self::start(dir, &config, env, options, lock);
         }
         let state = verify(&folder)?;
-        settle_best(dir, &state.progress)?;
-        let preprocess = match state.files.contains_key(PREPROCESS) {
-            true => Some(read_text(&folder.join(PREPROCESS))?),
-            false => None,
+        settle_best(dir, &state.progress, from == ResumeFrom::Previous)?;
+        let preprocess = if state.files.contains_key(PREPROCESS) {
+            Some(read_text(&folder.join(PREPROCESS))?)
+        } else {
+            None
         };
         densely_core::fs::write(&dir.join(CONFIG), config.text.as_bytes())?;
         let log = Log::resume(&dir.join(LOG), state.log_bytes, &state.log_sha256)?;
@@ -549,7 +540,7 @@ impl Run {
         let Some(best) = &self.progress.best else {
             return Ok(None);
         };
-        let path = self.dir.join("best").join(MODEL);
+        let path = folder::check_best(&self.dir, best)?;
         weights::load(vs, &path, weights::same_name, weights::Strictness::All)?;
         Ok(Some(best))
     }
@@ -710,343 +701,6 @@ pub fn read_log(dir: &Path) -> Result<Vec<Value>> {
     text.lines().enumerate().map(parse).collect()
 }
 
-/// The log, its length and its running SHA-256.
-#[derive(Debug)]
-struct Log {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
-    sha256: Sha256,
-}
-
-impl Log {
-    fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(Error::io(path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            bytes: 0,
-            sha256: Sha256::new(),
-        })
-    }
-
-    /// Cuts off what was written after the checkpoint; the resumed run writes it again.
-    fn resume(path: &Path, bytes: u64, digest: &str) -> Result<Self> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .open(path)
-            .map_err(Error::io(path))?;
-        let mut sha256 = Sha256::new();
-        let copied = io::copy(
-            &mut Read::by_ref(&mut file).take(bytes),
-            &mut HashWriter(&mut sha256),
-        );
-        let log = Self {
-            path: path.to_owned(),
-            file,
-            bytes,
-            sha256,
-        };
-        if copied.map_err(Error::io(path))? < bytes || log.digest() != digest {
-            let reason = "its beginning differs from what the checkpoint saw; restore it from a copy, or start a new run";
-            return Err(Error::corrupt(path, reason));
-        }
-        log.file.set_len(bytes).map_err(Error::io(path))?;
-        Ok(log)
-    }
-
-    fn line(&mut self, value: &Value) -> Result<()> {
-        let line = format!("{value}\n");
-        self.file
-            .write_all(line.as_bytes())
-            .map_err(Error::io(&self.path))?;
-        self.bytes += line.len() as u64;
-        self.sha256.update(line.as_bytes());
-        fault::point("log line written");
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.file.sync_data().map_err(Error::io(&self.path))
-    }
-
-    fn digest(&self) -> String {
-        weights::hex(&self.sha256.clone().finalize())
-    }
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Takes the folder for this process. The system frees the lock when the process ends in whatever way, so there are
-/// no stale locks; the number in the file is for messages.
-fn lock(dir: &Path) -> Result<File> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let path = dir.join("lock");
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path);
-    let mut file = file.map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            // Without the number the message is still right.
-            let _ = file.read_to_string(&mut owner);
-            let reason = format!(
-                "{} is in use by process {}; wait for it, or give another name",
-                dir.display(),
-                owner.trim()
-            );
-            return Err(Error::config("run", reason));
-        }
-        // Some network file systems know no locks; training alone there must still be possible.
-        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
-            tracing::warn!("{}: cannot be locked ({e})", path.display());
-        }
-        Err(TryLockError::Error(e)) => return Err(Error::io(&path)(e)),
-    }
-    file.set_len(0).map_err(Error::io(&path))?;
-    writeln!(file, "{}", std::process::id()).map_err(Error::io(&path))?;
-    Ok(file)
-}
-
-struct Config {
-    text: String,
-    table: toml::Table,
-}
-
-fn to_toml(config: &impl Serialize) -> Result<Config> {
-    let invalid = |e: toml::ser::Error| Error::config("config", e.to_string());
-    let text = toml::to_string_pretty(config).map_err(invalid)?;
-    let table = text
-        .parse()
-        .map_err(|e: toml::de::Error| Error::config("config", e.to_string()))?;
-    Ok(Config { text, table })
-}
-
-fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, String>) {
-    for (key, value) in table {
-        let key = if prefix.is_empty() {
-            key.clone()
-        } else {
-            format!("{prefix}.{key}")
-        };
-        match value {
-            toml::Value::Table(table) => flatten(&key, table, into),
-            other => {
-                into.insert(key, other.to_string());
-            }
-        }
-    }
-}
-
-fn check_config(dir: &Path, config: &Config, may_change: &[String]) -> Result<()> {
-    let path = dir.join(CONFIG);
-    let old: toml::Table = read_text(&path)?
-        .parse()
-        .map_err(|e: toml::de::Error| Error::corrupt(&path, e.message().to_owned()))?;
-    let (mut ours, mut theirs) = (BTreeMap::new(), BTreeMap::new());
-    flatten("", &old, &mut ours);
-    flatten("", &config.table, &mut theirs);
-    let allowed = |key: &str| {
-        may_change.iter().any(|prefix| {
-            key.strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        })
-    };
-    let keys: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
-    let differing: Vec<&String> = keys
-        .into_iter()
-        .filter(|key| ours.get(*key) != theirs.get(*key) && !allowed(key))
-        .collect();
-    if differing.is_empty() {
-        return Ok(());
-    }
-    let absent = || "nothing".to_owned();
-    let words: Vec<String> = differing
-        .iter()
-        .map(|key| {
-            let (old, new) = (ours.get(*key).cloned(), theirs.get(*key).cloned());
-            format!(
-                "`{key}` was {} and is now {}",
-                old.unwrap_or_else(absent),
-                new.unwrap_or_else(absent)
-            )
-        })
-        .collect();
-    let fields: Vec<&str> = differing.iter().map(|key| key.as_str()).collect();
-    let reason = format!(
-        "the run in {} has other settings: {}; take its settings, or give another name",
-        dir.display(),
-        words.join(", ")
-    );
-    Err(Error::config(fields.join(", "), reason))
-}
-
-/// Another library, device or number of threads is allowed, but the bits may then differ.
-fn warn_if_elsewhere(dir: &Path, env: &Env) {
-    let old = fs::read_to_string(dir.join(ENV)).ok();
-    let Some(old) = old.and_then(|text| serde_json::from_str::<Env>(&text).ok()) else {
-        return;
-    };
-    let essence = |env: &Env| {
-        let Env {
-            crate_version,
-            libtorch_version,
-            threads,
-            device,
-            cpu,
-            ..
-        } = env;
-        format!(
-            "densely {crate_version}, libtorch {libtorch_version}, {threads} threads, {device}, {cpu}"
-        )
-    };
-    let (old, new) = (essence(&old), essence(env));
-    if old != new {
-        tracing::warn!("the run began on {old} and goes on with {new}: its bits may differ");
-    }
-}
-
-/// Puts in order what a kill between two renames leaves.
-fn recover(dir: &Path) -> Result<()> {
-    let [last, last_tmp, best, best_tmp, best_old] =
-        ["last", "last.tmp", "best", "best.tmp", "best.old"].map(|name| dir.join(name));
-    // `last.tmp` is renamed only when it is whole; if `last` is not there, it was on its way.
-    if !last.exists() && verify(&last_tmp).is_ok() {
-        rename(&last_tmp, &last)?;
-        // At the first checkpoint of all, `best` may have been on its way too.
-        if !best.exists() && !best_old.exists() && verify(&best_tmp).is_ok() {
-            rename(&best_tmp, &best)?;
-        }
-    }
-    if !best.exists() && best_old.exists() {
-        rename(&best_old, &best)?;
-    }
-    for leftover in [last_tmp, best_tmp, dir.join("discarded.tmp")] {
-        remove(&leftover)?;
-    }
-    sync(dir)
-}
-
-/// Makes `best/` the one that the checkpoint speaks of. A newer one is kept only when training goes on from
-/// `previous/`: it will be written again.
-fn settle_best(dir: &Path, progress: &Progress) -> Result<()> {
-    let (best, old) = (dir.join("best"), dir.join("best.old"));
-    let Some(expected) = &progress.best else {
-        remove(&best)?;
-        return remove(&old);
-    };
-    let fits = |state: &State| state.files.get(MODEL) == Some(&expected.model_sha256);
-    if old.exists() && verify(&old).is_ok_and(|state| fits(&state)) {
-        remove(&best)?;
-        return rename(&old, &best);
-    }
-    remove(&old)?;
-    let lost =
-        "; the best weights so far are lost: restore the folder from a copy, or start a new run";
-    let state = read_state(&best, lost).and_then(|state| check_files(&best, state, lost))?;
-    if fits(&state) || state.progress.step > progress.step {
-        return Ok(());
-    }
-    Err(Error::corrupt(
-        &best,
-        format!("it is not the best epoch that the checkpoint speaks of{lost}"),
-    ))
-}
-
-/// What to do about a damaged checkpoint.
-fn offer(folder: &Path) -> String {
-    let Some((dir, name)) = folder.parent().zip(folder.file_name()) else {
-        return String::new();
-    };
-    let (other, flag) = if name == "previous" {
-        ("last", "last")
-    } else {
-        ("previous", "previous")
-    };
-    let sound =
-        read_state(&dir.join(other), "").and_then(|state| check_files(&dir.join(other), state, ""));
-    match sound {
-        Ok(state) => format!(
-            "; the checkpoint `{other}` of step {} is sound: use it with `--resume-from {flag}`",
-            state.progress.step
-        ),
-        Err(_) => "; there is no other sound checkpoint: start a new run".to_owned(),
-    }
-}
-
-/// Reads a checkpoint's state after checking every file of it.
-fn verify(folder: &Path) -> Result<State> {
-    let plain = |error: Error| match error {
-        Error::Corrupt { path, reason } => {
-            Error::corrupt(path, format!("{reason}{}", offer(folder)))
-        }
-        other => other,
-    };
-    read_state(folder, "")
-        .and_then(|state| check_files(folder, state, ""))
-        .map_err(plain)
-}
-
-fn read_state(folder: &Path, advice: &str) -> Result<State> {
-    let path = folder.join(STATE);
-    let corrupt = |reason: &str| Error::corrupt(&path, format!("{reason}{advice}"));
-    let text = match fs::read_to_string(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(corrupt("the file is missing"));
-        }
-        Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err(corrupt("it is not text")),
-        other => other.map_err(Error::io(&path))?,
-    };
-    let mut whole: Value = serde_json::from_str(&text).map_err(|e| corrupt(&e.to_string()))?;
-    let state = whole.get_mut("state").map(Value::take).unwrap_or_default();
-    if whole.get("sha256").and_then(Value::as_str) != Some(&hash(state.to_string().as_bytes())) {
-        return Err(corrupt("its checksum does not match"));
-    }
-    match state.get("format_version").and_then(Value::as_u64) {
-        Some(version) if version == u64::from(FORMAT_VERSION) => {}
-        other => {
-            let reason = format!("it has format {other:?}, this version reads {FORMAT_VERSION}");
-            return Err(corrupt(&reason));
-        }
-    }
-    serde_json::from_value(state).map_err(|e| corrupt(&e.to_string()))
-}
-
-fn check_files(folder: &Path, state: State, advice: &str) -> Result<State> {
-    for (name, expected) in &state.files {
-        let path = folder.join(name);
-        if !path.exists() {
-            return Err(Error::corrupt(
-                &path,
-                format!("the file is missing{advice}"),
-            ));
-        }
-        if sha256_of(&path)? != *expected {
-            let reason =
-                format!("its checksum does not match: it was truncated or altered{advice}");
-            return Err(Error::corrupt(&path, reason));
-        }
-    }
-    Ok(state)
-}
-
 fn read_scalars(scalars: &[&Tensor]) -> Result<Vec<f64>> {
     if scalars.is_empty() {
         return Ok(Vec::new());
@@ -1061,85 +715,6 @@ fn read_scalars(scalars: &[&Tensor]) -> Result<Vec<f64>> {
     let mut values = vec![0.0; scalars.len()];
     stacked.f_copy_data(&mut values, scalars.len())?;
     Ok(values)
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(Error::io(path))
-}
-
-fn hash(bytes: &[u8]) -> String {
-    weights::hex(&Sha256::digest(bytes))
-}
-
-fn sha256_of(path: &Path) -> Result<String> {
-    let mut sha256 = Sha256::new();
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    io::copy(&mut file, &mut HashWriter(&mut sha256)).map_err(Error::io(path))?;
-    Ok(weights::hex(&sha256.finalize()))
-}
-
-/// An empty folder, in place of whatever had its name.
-fn make_folder(folder: &Path) -> Result<()> {
-    remove(folder)?;
-    fs::create_dir(folder).map_err(Error::io(folder))?;
-    fault::point("folder made");
-    Ok(())
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(folder)(e)),
-        _ => {
-            fault::point("folder removed");
-            Ok(())
-        }
-    }
-}
-
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).map_err(Error::io(from))?;
-    fault::point("folder renamed");
-    Ok(())
-}
-
-fn sync(folder: &Path) -> Result<()> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(Error::io(folder))
-}
-
-/// Instants at which tests kill the run.
-mod fault {
-    #[cfg(not(test))]
-    pub(super) const fn point(_what: &str) {}
-
-    #[cfg(test)]
-    pub(super) use armed::{arm, point};
-
-    #[cfg(test)]
-    mod armed {
-        use std::cell::Cell;
-
-        thread_local! {
-            static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
-        }
-
-        /// The `n`th point from now (counted from 0) panics, once; `None` disarms.
-        pub(in super::super) fn arm(n: Option<u64>) {
-            LEFT.set(n);
-        }
-
-        pub(in super::super) fn point(what: &str) {
-            match LEFT.get() {
-                Some(0) => {
-                    LEFT.set(None);
-                    panic!("killed: {what}");
-                }
-                Some(n) => LEFT.set(Some(n - 1)),
-                None => {}
-            }
-        }
-    }
 }
 
 #[cfg(test)]

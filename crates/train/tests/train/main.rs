@@ -3,8 +3,10 @@
     clippy::unwrap_used,
     reason = "a test that cannot go on should say where"
 )]
+#![expect(clippy::float_cmp, reason = "bits are what these tests are about")]
 
 mod goldens;
 mod metrics;
+mod report;
 mod resume;
 mod trainer;

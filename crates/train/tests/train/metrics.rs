@@ -95,7 +95,7 @@ proptest! {
         for (a, _) in rows.iter().filter(|row| row.1) {
             for (b, _) in rows.iter().filter(|row| !row.1) {
                 pairs += 1.0;
-                won += if a > b { 1.0 } else if a == b { 0.5 } else { 0.0 };
+                won += f64::from(u8::from(a > b)) + f64::from(u8::from(a == b)) / 2.0;
             }
         }
         let auc = roc_auc(&Tensor::from_slice(&scores), &Tensor::from_slice(&labels));

@@ -117,16 +117,13 @@ fn kill_9_at_twenty_random_moments_ends_in_the_bits_of_the_unbroken_run() {
             let moment = whole.mul_f64((state % 1000) as f64 / 1000.0);
             let mut child: Child = command(&dir, "train").spawn().unwrap();
             let start = Instant::now();
-            let mut done = None;
-            while start.elapsed() < moment && done.is_none() {
+            while start.elapsed() < moment && child.try_wait().unwrap().is_none() {
                 std::thread::yield_now();
-                done = child.try_wait().unwrap();
             }
-            if done.is_none() {
-                child.kill().unwrap();
-                done = Some(child.wait().unwrap());
-            }
-            match done.and_then(|status| status.code()) {
+            // Too late for a child that has ended; its status says so.
+            child.kill().unwrap();
+            let done = child.wait().unwrap();
+            match done.code() {
                 None => kills += 1,
                 Some(code) => {
                     assert_eq!(
@@ -216,6 +213,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+type Damage = fn(&mut Vec<u8>);
+
 #[test]
 fn a_damaged_checkpoint_is_refused_by_name_and_the_previous_one_ends_in_the_same_bits() {
     let _turn = turn();
@@ -230,12 +229,7 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_previous_one_ends_in_the_same
         bytes[middle] ^= 4;
     };
     let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() * 2 / 3);
-    type Damage<'a> = (&'a str, &'a dyn Fn(&mut Vec<u8>));
-    let damages: [Damage; 3] = [
-        ("flipped", &flip),
-        ("cut", &cut),
-        ("emptied", &|bytes| bytes.clear()),
-    ];
+    let damages: [(&str, Damage); 3] = [("flipped", flip), ("cut", cut), ("emptied", Vec::clear)];
     for name in [
         "model.safetensors",
         "optimizer.safetensors",
@@ -272,6 +266,7 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_previous_one_ends_in_the_same
         ("last/state.json", "--resume-from previous"),
         ("best/model.safetensors", "best weights so far are lost"),
         ("metrics.jsonl", "metrics.jsonl"),
+        ("config.toml", "config.toml"),
     ] {
         let dir = folder
             .path()
@@ -294,6 +289,40 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_previous_one_ends_in_the_same
             .to_string()
             .ends_with("no other sound checkpoint: start a new run"),
         "{error}"
+    );
+}
+
+/// `best` and `last` of an epoch that improved share their files on the disk, and so their damage.
+#[test]
+fn damage_to_the_files_that_last_and_best_share_is_survived_too() {
+    let _turn = turn();
+    let settings = Settings::default();
+    let folder = folder();
+    let [whole, dir] = ["whole", "run"].map(|name| folder.path().join(name));
+    let options = || densely_train::RunOptions {
+        checkpoint_steps: None,
+        ..options()
+    };
+    train(&whole, &settings, options(), None, |_| {}).unwrap();
+    let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        train(&dir, &settings, options(), None, |step| {
+            assert!(step < 15, "killed");
+        })
+    }));
+    assert!(killed.is_err());
+    let path = dir.join("best/model.safetensors");
+    std::fs::write(&path, "x").unwrap();
+    let resume = |from| train(&dir, &settings, options(), Some(from), |_| {});
+    let error = resume(ResumeFrom::Last).unwrap_err().to_string();
+    assert!(
+        error.contains("last/model.safetensors") && error.contains("--resume-from previous"),
+        "{error}"
+    );
+    assert_eq!(resume(ResumeFrom::Previous).unwrap(), End::Finished);
+    assert_same(
+        &snapshot(&dir).unwrap(),
+        &snapshot(&whole).unwrap(),
+        "both damaged",
     );
 }
 
