@@ -1,1 +1,16 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+pub mod dataset;
+pub mod preprocess;
+pub mod quantile;
+pub mod schema;
+pub mod split;
+pub mod table;
+pub mod write;
+
+pub use dataset::{Batch, Dataset, Order};
+pub use preprocess::{NumericTransform, PreprocessConfig, Preprocessor};
+pub use schema::{Role, Schema, SchemaOptions, Task};
+pub use split::{Split, SplitConfig};
+pub use table::Table;
+pub use write::{Output, write_columns};

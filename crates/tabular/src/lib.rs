@@ -1,9 +1,11 @@
 #![doc = include_str!("../README.md")]
 
 pub mod embeddings;
+pub mod fit;
 pub mod layers;
 pub mod mlp;
 pub mod models;
+pub mod settings;
 pub mod tabm;
 pub mod task;
 

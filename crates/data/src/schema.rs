@@ -1,0 +1,262 @@
+//! What each column is for: inferred from the values, and overridable by name.
+
+use std::collections::BTreeMap;
+
+use densely_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::table::{Table, Values, stray_text};
+
+/// What a column is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// A number.
+    Numeric,
+    /// One of two values; treated as a category of two.
+    Binary,
+    /// One of several values without an order.
+    Categorical,
+    /// When the row was seen; for splits, never a feature.
+    Time,
+    /// What rows belong together; for splits, never a feature.
+    Group,
+    /// What is predicted.
+    Target,
+    /// How much the row counts in training.
+    Weight,
+    /// Not used.
+    Ignore,
+}
+
+/// What is predicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// A number.
+    Regression,
+    /// One of two classes.
+    Binary,
+    /// One of several classes.
+    Multiclass,
+}
+
+/// What the user knows better than the inference.
+#[derive(Debug, Clone, Default)]
+pub struct SchemaOptions {
+    /// Column to predict.
+    pub target: String,
+    /// Kind of target.
+    pub task: Option<Task>,
+    /// Roles by column.
+    pub roles: BTreeMap<String, Role>,
+    /// Column with time.
+    pub time: Option<String>,
+    /// Column with groups.
+    pub group: Option<String>,
+    /// Column with weights.
+    pub weight: Option<String>,
+    /// Leave out rows without a target instead of failing.
+    pub drop_missing_target: bool,
+}
+
+/// The role of each column of a table, and the task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schema {
+    columns: Vec<(String, Role)>,
+    target: String,
+    task: Task,
+    #[serde(skip)]
+    rows: Vec<u32>,
+    #[serde(skip)]
+    warnings: Vec<String>,
+}
+
+/// Distinct whole numbers up to which a target is taken for classes.
+const MOST_CLASSES: usize = 20;
+
+impl Schema {
+    /// Infers roles and task.
+    ///
+    /// Numbers are numeric, unless they have two values; texts are categorical; a column without values, with one
+    /// value, or with another text in every row is left out, and so are times that no option claims, each with a
+    /// warning. A target of numbers is regression, unless it has at most 20 distinct whole numbers.
+    /// # Errors
+    /// [`Error::Data`] for columns that are not there, a target that is missing in some row, has no or one value,
+    /// or does not fit the task, and a column of numbers with a stray text.
+    pub fn infer(table: &Table, options: &SchemaOptions) -> Result<Self> {
+        let mut claimed = options.roles.clone();
+        let named = [
+            (Some(&options.target), Role::Target),
+            (options.time.as_ref(), Role::Time),
+            (options.group.as_ref(), Role::Group),
+            (options.weight.as_ref(), Role::Weight),
+        ];
+        for (name, role) in named {
+            if let Some(name) = name
+                && let Some(other) = claimed.insert(name.clone(), role)
+                && other != role
+            {
+                let reason = format!("the column is claimed as {other:?} and as {role:?}");
+                return Err(Error::column(table.path(), name, reason.to_lowercase()));
+            }
+        }
+        for name in claimed.keys() {
+            table.column(name)?;
+        }
+        let targets = claimed.values().filter(|role| **role == Role::Target).count();
+        if targets != 1 {
+            return Err(Error::data(table.path(), "one column must be the target"));
+        }
+
+        let mut warnings = table.warnings().to_vec();
+        let mut columns = Vec::new();
+        for column in table.columns() {
+            let role = match claimed.get(&column.name) {
+                Some(role) => *role,
+                None => infer_role(table, column, &mut warnings)?,
+            };
+            columns.push((column.name.clone(), role));
+        }
+        let features = [Role::Numeric, Role::Binary, Role::Categorical];
+        if !columns.iter().any(|(_, role)| features.contains(role)) {
+            return Err(Error::data(table.path(), "no column is left that can be a feature"));
+        }
+        let (task, rows) = infer_target(table, options, &mut warnings)?;
+        Ok(Self { columns, target: options.target.clone(), task, rows, warnings })
+    }
+
+    /// The column that is predicted.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// What is predicted.
+    pub const fn task(&self) -> Task {
+        self.task
+    }
+
+    /// Names of the columns with this role, in the table's order.
+    pub fn with_role(&self, role: Role) -> impl Iterator<Item = &str> {
+        self.columns.iter().filter(move |(_, r)| *r == role).map(|(name, _)| name.as_str())
+    }
+
+    /// Rows with a target.
+    pub fn rows(&self) -> &[u32] {
+        &self.rows
+    }
+
+    /// What was left out, and why.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+fn infer_role(
+    table: &Table,
+    column: &crate::table::Column,
+    warnings: &mut Vec<String>,
+) -> Result<Role> {
+    let name = &column.name;
+    let mut ignore = |reason: &str| {
+        warnings.push(format!("column `{name}` {reason}: left out"));
+        Ok(Role::Ignore)
+    };
+    let missing = column.missing();
+    if missing == table.row_count() {
+        return ignore("has no values");
+    }
+    let distinct = column.distinct(2);
+    match &column.values {
+        Values::Time(_) => {
+            ignore(&format!("holds times (split by it with `--time {name}`)"))
+        }
+        Values::Number { .. } => match distinct {
+            Some(1) => ignore("has one value only"),
+            Some(2) => Ok(Role::Binary),
+            _ => Ok(Role::Numeric),
+        },
+        Values::Text { names, .. } => {
+            if let Some((row, text)) = stray_text(column) {
+                let reason = format!(
+                    "nearly all values are numbers, but here stands `{text}`; mend it, or say \
+                     `--role {name}=categorical`"
+                );
+                return Err(table.error(name, row, reason));
+            }
+            let present = table.row_count() - missing;
+            match distinct {
+                Some(1) if missing == 0 => ignore("has one value only"),
+                Some(2) if missing == 0 => Ok(Role::Binary),
+                _ if names.len() == present && present > MOST_CLASSES => {
+                    ignore("has another text in every row, like a name or free text")
+                }
+                _ => Ok(Role::Categorical),
+            }
+        }
+    }
+}
+
+fn infer_target(
+    table: &Table,
+    options: &SchemaOptions,
+    warnings: &mut Vec<String>,
+) -> Result<(Task, Vec<u32>)> {
+    let name = &options.target;
+    let column = table.column(name)?;
+    let wrong = |reason: &str| Err(Error::column(table.path(), name, reason));
+    let present = |row: usize| match &column.values {
+        Values::Number { values, .. } => !values[row].is_nan(),
+        Values::Text { codes, .. } => codes[row] != crate::table::MISSING,
+        Values::Time(values) => values[row] != i64::MIN,
+    };
+    let rows: Vec<u32> =
+        (0..table.row_count()).filter(|row| present(*row)).map(|row| row as u32).collect();
+    let missing = table.row_count() - rows.len();
+    if rows.is_empty() {
+        return wrong("the target has no values");
+    }
+    if missing > 0 {
+        if !options.drop_missing_target {
+            let first = (0..table.row_count()).find(|row| !present(*row)).unwrap_or(0);
+            let reason = format!(
+                "the target is missing (in {missing} rows); fill it, or leave such rows out with \
+                 `--drop-missing-target`"
+            );
+            return Err(table.error(name, first, reason));
+        }
+        warnings.push(format!("{missing} rows without a target are left out"));
+    }
+    if column.distinct(1) == Some(1) {
+        return wrong("the target has one value only: there is nothing to learn");
+    }
+    let task = match (options.task, &column.values) {
+        (Some(task), _) => task,
+        (None, Values::Time(_)) => return wrong("the target holds times, not numbers or classes"),
+        (None, Values::Number { integral, .. }) => match column.distinct(MOST_CLASSES) {
+            Some(2) => Task::Binary,
+            Some(_) if *integral => Task::Multiclass,
+            _ => Task::Regression,
+        },
+        (None, Values::Text { names, .. }) => {
+            if let Some((row, text)) = stray_text(column) {
+                let reason = format!("nearly all targets are numbers, but here stands `{text}`");
+                return Err(table.error(name, row, reason));
+            }
+            if names.len() == rows.len() && rows.len() > MOST_CLASSES {
+                return wrong("the target has another text in every row: that is no class");
+            }
+            if names.len() == 2 { Task::Binary } else { Task::Multiclass }
+        }
+    };
+    let classes = column.distinct(2);
+    match task {
+        Task::Regression => {
+            table.numbers(name)?;
+        }
+        Task::Binary if classes != Some(2) => return wrong("a binary target needs two classes"),
+        _ => {}
+    }
+    Ok((task, rows))
+}

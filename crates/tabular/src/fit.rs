@@ -1,0 +1,494 @@
+//! From a table to a trained model: prepare, train, evaluate. The loop is written out.
+
+use std::path::Path;
+use std::time::Instant;
+
+use densely_core::{Error, Result, Tensors, nn, seeded};
+use densely_data::dataset::{Batch, Dataset, Order};
+use densely_data::preprocess::Preprocessor;
+use densely_data::schema::{Schema, SchemaOptions, Task};
+use densely_data::split::{Split, SplitConfig};
+use densely_data::table::Table;
+use densely_torch_ext::Autocast;
+use densely_train::machine::{Env, peak_rss_mb, step_seed};
+use densely_train::metrics::Metric;
+use densely_train::optim::GroupRule;
+use densely_train::run::{ResumeFrom, Run, RunOptions};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tch::nn::VarStore;
+use tch::{Kind, Tensor};
+
+use crate::models::{ModelConfig, TabularModel};
+use crate::settings::{Batches, DataSettings, Decay, EmbeddingSettings, FitSettings, Precision};
+use crate::task;
+
+/// A table made ready: features and targets of each part as tensors, and what it took to make them.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Roles of the columns.
+    pub schema: Schema,
+    /// What is predicted.
+    pub task: Task,
+    /// Fitted on the training rows.
+    pub preprocessor: Preprocessor,
+    /// Rows of each part.
+    pub split: Split,
+    /// Training rows.
+    pub train: Dataset,
+    /// Validation rows.
+    pub valid: Dataset,
+    /// Test rows.
+    pub test: Dataset,
+}
+
+impl Prepared {
+    /// Infers the schema, splits, fits the preprocessing on the training rows and encodes all parts.
+    ///
+    /// # Errors
+    /// [`Error::Data`] and [`Error::Config`] that name the column, the row or the setting to blame.
+    pub fn new(table: &Table, settings: &DataSettings) -> Result<Self> {
+        let options = SchemaOptions {
+            target: settings.target.clone(),
+            task: settings.task,
+            roles: settings.roles.clone(),
+            time: settings.time.clone(),
+            group: settings.group.clone(),
+            weight: settings.weight.clone(),
+            drop_missing_target: settings.drop_missing_target,
+        };
+        let schema = Schema::infer(table, &options)?;
+        let task = schema.task();
+        let split = settings.split(task).split(table, &schema)?;
+        let preprocessor = Preprocessor::fit(table, &schema, &split, &settings.preprocess)?;
+        let part = |rows: &[u32]| preprocessor.transform(table, Some(rows), true);
+        let (train, valid, test) = (part(&split.train)?, part(&split.valid)?, part(&split.test)?);
+        Ok(Self { schema, task, preprocessor, split, train, valid, test })
+    }
+
+    /// Outputs of a network for this task.
+    pub fn outputs(&self) -> i64 {
+        match self.task {
+            Task::Regression => 1,
+            Task::Binary | Task::Multiclass => self.preprocessor.classes().len() as i64,
+        }
+    }
+}
+
+impl DataSettings {
+    /// The split that the settings name, or the default: by time or group where there is such a column, else
+    /// at random (stratified by class).
+    pub fn split(&self, task: Task) -> SplitConfig {
+        self.split.clone().unwrap_or_else(|| {
+            let (valid, test, seed) = (self.valid, self.test, 0);
+            match (&self.time, &self.group, task) {
+                (Some(_), ..) => SplitConfig::Time { valid, test },
+                (_, Some(_), _) => SplitConfig::Group { valid, test, seed },
+                (.., Task::Regression) => SplitConfig::Random { valid, test, seed },
+                _ => SplitConfig::Stratified { valid, test, seed },
+            }
+        })
+    }
+}
+
+/// What prediction needs beside the weights; saved in each checkpoint as `preprocess.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pipeline {
+    /// Name of the preset.
+    pub preset: String,
+    /// Its whole config, with what came from the data.
+    pub config: Value,
+    /// What is predicted.
+    pub task: Task,
+    /// Fitted on the training rows.
+    pub preprocessor: Preprocessor,
+}
+
+/// The settings as the run folder's `config.toml` holds them.
+#[derive(Debug, Serialize)]
+struct RunConfig<'a> {
+    seed: u64,
+    table: &'a Path,
+    #[serde(flatten)]
+    settings: &'a FitSettings,
+}
+
+/// Settings that may differ when a run is resumed, since they do not change what was learnt so far.
+const MAY_CHANGE: [&str; 5] = [
+    "table",
+    "train.epochs",
+    "train.patience",
+    "train.eval_batch_size",
+    "train.checkpoint_steps",
+];
+
+/// Where and how a fit runs.
+#[derive(Debug)]
+pub struct FitOptions<'a> {
+    /// The run folder.
+    pub folder: &'a Path,
+    /// The table's path, for `config.toml`.
+    pub table: &'a Path,
+    /// Seed of initial weights, data order and dropout.
+    pub seed: u64,
+    /// Where to compute.
+    pub device: tch::Device,
+    /// Start anew, or go on from a checkpoint.
+    pub resume: Option<ResumeFrom>,
+}
+
+/// What a fit tells while it runs.
+#[derive(Debug)]
+pub enum Event {
+    /// The loop starts or goes on.
+    Started {
+        /// Trainable values of the model.
+        parameters: u64,
+        /// Epochs at most.
+        epochs: u64,
+        /// Steps of an epoch.
+        steps_per_epoch: u64,
+        /// The epoch to begin with.
+        epoch: u64,
+    },
+    /// A step was made.
+    Step {
+        /// Steps of this epoch so far.
+        step_in_epoch: u64,
+        /// Mean loss of the epoch so far, as far as it was read from the device.
+        loss: Option<f64>,
+    },
+    /// An epoch ended.
+    Epoch {
+        /// Counted from 0.
+        epoch: u64,
+        /// The validation score.
+        score: f64,
+        /// Whether it is the best so far.
+        improved: bool,
+    },
+}
+
+/// How a fit ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// Early stopping or the last epoch.
+    Finished(Box<Outcome>),
+    /// Ctrl-C: the step was finished and everything saved.
+    Interrupted,
+}
+
+/// What a finished fit found.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Trainable values of the model.
+    pub parameters: u64,
+    /// Epoch of the best validation score, counted from 0.
+    pub best_epoch: u64,
+    /// Epochs trained.
+    pub epochs: u64,
+    /// The score that chose the epoch.
+    pub metric: Metric,
+    /// Metrics on the validation rows, of the best epoch.
+    pub valid: Vec<(Metric, f64)>,
+    /// Metrics on the test rows, of the best epoch.
+    pub test: Vec<(Metric, f64)>,
+    /// Averaged test predictions: `[rows]`, or probabilities `[rows, classes]`.
+    pub predictions: Tensor,
+    /// Test targets: `[rows]` values or classes.
+    pub targets: Tensor,
+    /// Members that are averaged; empty for all.
+    pub members: Vec<i64>,
+    /// Seconds of this process, training and evaluation.
+    pub seconds: f64,
+    /// Largest resident memory of this process, MB, where the system tells.
+    pub peak_mb: Option<f64>,
+}
+
+/// Trains on `prepared` in the run folder and evaluates the best epoch.
+///
+/// Early stopping watches the validation score; the loop ends after `patience` epochs without a better one. The
+/// same seed and threads give the same bits on a CPU, however often the run was killed and resumed.
+///
+/// # Errors
+/// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the
+/// batch saved beside the checkpoints; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
+pub fn fit(
+    prepared: &Prepared,
+    settings: &FitSettings,
+    options: &FitOptions,
+    observe: &mut dyn FnMut(&Event),
+) -> Result<Ending> {
+    let start = Instant::now();
+    settings.train.validate()?;
+    let train = &settings.train;
+    let metric = train.metric(prepared.task)?;
+    let scale = prepared.preprocessor.target_scale();
+
+    let cardinalities = prepared.preprocessor.cat_cardinalities();
+    let x_num = prepared.train.x_num.as_ref();
+    let config = settings.model.resolve(x_num, &cardinalities, prepared.outputs())?;
+    let vs = VarStore::new(options.device);
+    let model = seeded(step_seed(options.seed, u64::MAX), || config.build(&vs.root()))?;
+    nn::check_names(&vs)?;
+    let parameters = nn::parameter_count(&vs);
+
+    let mut run = open_run(settings, options)?;
+    run.set_preprocess(pipeline_json(prepared, settings, &config)?);
+    let mut optimizer = train.optimizer.build(&vs, &decay_rules(train.decay, settings.model.embedding.as_ref()))?;
+    let data = prepared.train.to_device(options.device);
+    let valid = prepared.valid.to_device(options.device);
+    let valid_targets = task::targets(&valid, scale)?;
+    let steps_per_epoch = data.len().div_ceil(train.batch_size) as u64;
+    let steps = steps_per_epoch.saturating_mul(train.epochs);
+    let mut schedule = train.schedule.bind(train.optimizer.lr(), steps, steps_per_epoch)?;
+    run.restore(&vs, &mut optimizer, &mut schedule)?;
+
+    let order = match train.batches {
+        Batches::Shared => Order::Shared,
+        Batches::PerMember => Order::PerMember { k: config.members() as usize },
+    };
+    let epoch = run.progress().epoch;
+    observe(&Event::Started { parameters, epochs: train.epochs, steps_per_epoch, epoch });
+
+    while !run.progress().finished && run.progress().epoch < train.epochs && !run.should_stop() {
+        let epoch = run.progress().epoch;
+        let done = run.progress().step_in_epoch;
+        for batch in data.epoch(train.batch_size, order, options.seed, epoch, done) {
+            let batch = batch?;
+            let step = run.progress().step;
+            let lr = schedule.at(step);
+            optimizer.set_lr(lr);
+            // Dropout is a function of seed and step, so a resumed run needs no generator's state.
+            let ys = seeded(step_seed(options.seed, step), || {
+                let _autocast = autocast(train.precision, options.device)?;
+                forward(&*model, &batch, order)
+            })?;
+            let (y, weight) = (target(&batch, order)?, batch.weight.as_ref());
+            let loss = task::members_loss(&ys, &y, weight, prepared.task);
+            optimizer.zero_grad();
+            loss.f_backward()?;
+            let norm = match train.clip_norm {
+                0.0 => None,
+                limit => Some(optimizer.clip_grad_norm(limit)?),
+            };
+            optimizer.step()?;
+            if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
+                return Err(diverged(error, &run, &batch));
+            }
+            let (step_in_epoch, loss) = (run.progress().step_in_epoch, run.epoch_loss());
+            observe(&Event::Step { step_in_epoch, loss });
+            if run.interrupted() {
+                run.checkpoint(&vs, &optimizer)?;
+                return Ok(Ending::Interrupted);
+            }
+            if run.should_checkpoint() {
+                run.checkpoint(&vs, &optimizer)?;
+            }
+        }
+        let predictions =
+            task::predict(&*model, &valid, prepared.task, scale, &[], train.eval_batch_size)?;
+        let score = task::score(metric, &predictions, &valid_targets)?;
+        schedule.observe(score, metric.direction());
+        run.set_schedule(&schedule);
+        let decision =
+            run.end_epoch(score, metric.direction(), &[(metric.name(), score)], &vs, &optimizer)?;
+        observe(&Event::Epoch { epoch, score, improved: decision.improved });
+        if run.interrupted() {
+            run.checkpoint(&vs, &optimizer)?;
+            return Ok(Ending::Interrupted);
+        }
+    }
+    if !run.progress().finished {
+        run.finish(&vs, &optimizer)?;
+    }
+
+    let epochs = run.progress().epoch;
+    let best_epoch = run.load_best(&vs)?.map_or(0, |best| best.epoch);
+    let batch = train.eval_batch_size;
+    let members =
+        task::select_members(train.averaging, metric, &*model, &valid, prepared.task, scale, batch)?;
+    save_members(options.folder, &members)?;
+    let evaluate = |data: &Dataset| -> Result<(Tensor, Tensor)> {
+        let predictions = task::predict(&*model, data, prepared.task, scale, &members, batch)?;
+        Ok((predictions, task::targets(data, scale)?))
+    };
+    let (valid_predictions, valid_targets) = evaluate(&valid)?;
+    let (predictions, targets) = evaluate(&prepared.test.to_device(options.device))?;
+    Ok(Ending::Finished(Box::new(Outcome {
+        parameters,
+        best_epoch,
+        epochs,
+        metric,
+        valid: task::scores(prepared.task, &valid_predictions, &valid_targets),
+        test: task::scores(prepared.task, &predictions, &targets),
+        predictions,
+        targets,
+        members,
+        seconds: start.elapsed().as_secs_f64(),
+        peak_mb: peak_rss_mb(),
+    })))
+}
+
+fn open_run(settings: &FitSettings, options: &FitOptions) -> Result<Run> {
+    let train = &settings.train;
+    let run_options = RunOptions {
+        checkpoint_steps: (train.checkpoint_steps > 0).then_some(train.checkpoint_steps),
+        patience: Some(train.patience),
+        may_change: MAY_CHANGE.map(str::to_owned).to_vec(),
+        ..RunOptions::default()
+    };
+    let device = match options.device {
+        tch::Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    };
+    let env = Env::collect(&device, option_env!("DENSELY_COMMIT").map(str::to_owned));
+    let config = RunConfig { seed: options.seed, table: options.table, settings };
+    match options.resume {
+        None => Run::create(options.folder, &config, &env, run_options),
+        Some(from) => Run::resume(options.folder, &config, &env, run_options, from),
+    }
+}
+
+fn pipeline_json(
+    prepared: &Prepared,
+    settings: &FitSettings,
+    config: &ModelConfig,
+) -> Result<String> {
+    let to_value = serde_json::to_value(config);
+    let pipeline = Pipeline {
+        preset: settings.model.preset.clone(),
+        config: to_value.map_err(|e| Error::config("model", e.to_string()))?,
+        task: prepared.task,
+        preprocessor: prepared.preprocessor.clone(),
+    };
+    serde_json::to_string(&pipeline).map_err(|e| Error::config("preprocess", e.to_string()))
+}
+
+/// The model on one batch; rows of members that have batches of their own go to their places.
+fn forward(model: &dyn TabularModel, batch: &Batch, order: Order) -> Result<Tensor> {
+    let per_member = |xs: &Option<Tensor>| {
+        xs.as_ref().map(|xs| match order {
+            Order::Shared => xs.shallow_clone(),
+            Order::PerMember { k } => xs.unflatten(0, [-1, k as i64]), // [batch, k, features]
+        })
+    };
+    model.forward_members(per_member(&batch.x_num).as_ref(), per_member(&batch.x_cat).as_ref(), true)
+}
+
+fn target(batch: &Batch, order: Order) -> Result<Tensor> {
+    let y = batch.y.as_ref().ok_or_else(|| Error::data("", "the rows have no target"))?;
+    Ok(match order {
+        Order::Shared => y.shallow_clone(),
+        Order::PerMember { k } => y.unflatten(0, [-1, k as i64]),
+    })
+}
+
+fn autocast(precision: Precision, device: tch::Device) -> Result<Option<Autocast>> {
+    match precision {
+        Precision::F32 => Ok(None),
+        Precision::Bf16 => Autocast::new(device, Kind::BFloat16).map(Some).map_err(|reason| {
+            Error::Unsupported { what: format!("bf16 ({reason})"), hint: "use precision f32".into() }
+        }),
+    }
+}
+
+/// The paper's code decays neither biases nor the embeddings whose scale carries meaning; scalings and the
+/// piecewise-linear weights are decayed.
+fn decay_rules(decay: Decay, embedding: Option<&EmbeddingSettings>) -> Vec<GroupRule> {
+    let linear_relu = matches!(embedding, Some(EmbeddingSettings::LinearRelu { .. }));
+    let spared = move |name: &str, _: &Tensor| {
+        name.ends_with("bias")
+            || name.starts_with("num_module.linear0.")
+            || name.starts_with("num_module.periodic.")
+            || (linear_relu && name.starts_with("num_module.linear."))
+    };
+    match decay {
+        Decay::All => Vec::new(),
+        Decay::Paper => vec![GroupRule::new(spared, 1.0, Some(0.0))],
+    }
+}
+
+/// Keeps the batch of a diverged step beside the checkpoints, so that it can be looked at.
+fn diverged(error: Error, run: &Run, batch: &Batch) -> Error {
+    if matches!(error, Error::Diverged { .. }) {
+        let parts = [("x_num", &batch.x_num), ("x_cat", &batch.x_cat), ("y", &batch.y)];
+        let tensors: Tensors = parts
+            .into_iter()
+            .filter_map(|(name, xs)| Some((name.to_owned(), xs.as_ref()?.shallow_clone())))
+            .collect();
+        match run.save_diverged(&tensors) {
+            Ok(path) => tracing::warn!("the batch is in {}", path.display()),
+            Err(error) => tracing::warn!("the batch could not be saved: {error}"),
+        }
+    }
+    error
+}
+
+const MEMBERS: &str = "members.json";
+
+fn save_members(folder: &Path, members: &[i64]) -> Result<()> {
+    let text = serde_json::json!({ "averaged": members }).to_string();
+    densely_core::fs::write(&folder.join(MEMBERS), text.as_bytes())
+}
+
+/// A trained model from its run folder.
+#[derive(Debug)]
+pub struct Fitted {
+    /// What turns rows into features.
+    pub pipeline: Pipeline,
+    model: Box<dyn TabularModel>,
+    members: Vec<i64>,
+    device: tch::Device,
+}
+
+impl Fitted {
+    /// Opens the best epoch of the run in `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folder holds no finished epoch; [`Error::Corrupt`] and [`Error::Weights`] for files that
+    /// are damaged or do not belong together.
+    pub fn open(folder: &Path, device: tch::Device) -> Result<Self> {
+        let best = folder.join("best");
+        let path = best.join("preprocess.json");
+        let pipeline: Pipeline = read_json(&path)?;
+        let config = ModelConfig::of(&pipeline.preset, &pipeline.config)?;
+        let vs = VarStore::new(device);
+        let model = config.build(&vs.root())?;
+        let (weights, same) = (best.join("model.safetensors"), densely_core::weights::same_name);
+        densely_core::weights::load(&vs, &weights, same, densely_core::weights::Strictness::All)?;
+        let members = folder.join(MEMBERS);
+        let members = if members.exists() {
+            let members: std::collections::BTreeMap<String, Vec<i64>> = read_json(&members)?;
+            members.get("averaged").cloned().unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        if let Some(member) = members.iter().find(|m| !(0..config.members()).contains(*m)) {
+            let reason = format!("there is no member {member}");
+            return Err(Error::corrupt(folder.join(MEMBERS), reason));
+        }
+        Ok(Self { pipeline, model, members, device })
+    }
+
+    /// Predicts every row of `table`: values `[rows]`, or probabilities `[rows, classes]`, f64.
+    ///
+    /// With `with_target` also gives the targets, for metrics.
+    /// # Errors
+    /// [`Error::Data`] naming the column or row that does not fit what the model was trained on.
+    pub fn predict(&self, table: &Table, with_target: bool) -> Result<(Tensor, Option<Tensor>)> {
+        let data = self.pipeline.preprocessor.transform(table, None, with_target)?;
+        let data = data.to_device(self.device);
+        let scale = self.pipeline.preprocessor.target_scale();
+        let predictions =
+            task::predict(&*self.model, &data, self.pipeline.task, scale, &self.members, 8192)?;
+        let targets = with_target.then(|| task::targets(&data, scale)).transpose()?;
+        Ok((predictions, targets))
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|e| Error::corrupt(path, e.to_string()))
+}
