@@ -1,2 +1,93 @@
-//! The densely program.
-fn main() {}
+//! The `densely` program: thin, one module per command; the work is in the domain crates.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
+
+mod commands;
+mod fitting;
+mod recipe;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use densely_core::Device;
+use tracing_subscriber::EnvFilter;
+
+/// Deep learning on tables: train, evaluate and apply MLP-like models.
+///
+/// Exit status: 0 the work is done, 1 it failed, 2 the arguments are wrong.
+#[derive(Debug, Parser)]
+#[command(name = "densely", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Args)]
+struct Common {
+    /// Where to compute: auto, cpu or cuda:N.
+    #[arg(long, global = true, default_value = "auto", value_parser = parse_device)]
+    device: Device,
+    /// Threads for tensor operations; all cores when left out.
+    #[arg(long, global = true, value_parser = clap::value_parser!(i32).range(1..=4096))]
+    threads: Option<i32>,
+    /// Seed of initial weights, data order and dropout.
+    #[arg(long, global = true)]
+    seed: Option<u64>,
+    /// Print nothing but results and errors.
+    #[arg(long, global = true)]
+    quiet: bool,
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the registered models.
+    Models(commands::models::Arguments),
+    /// Run a registered model on tensors from a file.
+    Forward(commands::forward::Arguments),
+    /// Train and evaluate a recipe.
+    Train(commands::train::Arguments),
+    /// Fit, evaluate and apply models on your own CSV or Parquet.
+    #[command(subcommand)]
+    Tabular(commands::tabular::Command),
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    text.parse().map_err(|e: densely_core::Error| e.to_string())
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = if cli.common.quiet { "error" } else { "info" };
+    let filter = EnvFilter::try_from_env("DENSELY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    if let Some(threads) = cli.common.threads {
+        tch::set_num_threads(threads);
+    }
+    if let Err(error) = densely_train::signal::install() {
+        tracing::warn!("Ctrl-C will not save: {error}");
+    }
+    let common = &cli.common;
+    let result = match &cli.command {
+        Command::Models(arguments) => commands::models::run(arguments, common),
+        Command::Forward(arguments) => commands::forward::run(arguments, common),
+        Command::Train(arguments) => commands::train::run(arguments, common),
+        Command::Tabular(command) => commands::tabular::run(command, common),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

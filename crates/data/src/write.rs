@@ -1,6 +1,5 @@
 //! Results as tables: CSV, or Parquet with the feature `parquet`.
 
-use std::io::Write;
 use std::path::Path;
 
 use densely_core::{Error, Result, fs};
@@ -52,6 +51,8 @@ fn write_csv(path: &Path, delimiter: u8, columns: &[(String, Output)]) -> Result
 
 #[cfg(feature = "parquet")]
 fn write_parquet(path: &Path, columns: &[(String, Output)]) -> Result<()> {
+    use std::io::Write;
+
     use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
     use parquet::arrow::ArrowWriter;
     use parquet::basic::Compression;

@@ -145,18 +145,18 @@ pub enum Event {
     Started {
         /// Trainable values of the model.
         parameters: u64,
-        /// Epochs at most.
-        epochs: u64,
-        /// Steps of an epoch.
-        steps_per_epoch: u64,
-        /// The epoch to begin with.
-        epoch: u64,
+        /// Steps at most.
+        steps: u64,
+        /// Steps made before.
+        done: u64,
     },
     /// A step was made.
     Step {
-        /// Steps of this epoch so far.
-        step_in_epoch: u64,
-        /// Mean loss of the epoch so far, as far as it was read from the device.
+        /// The running epoch, counted from 0.
+        epoch: u64,
+        /// Steps made since the start.
+        step: u64,
+        /// Mean loss of the epoch, as far as it was read from the device.
         loss: Option<f64>,
     },
     /// An epoch ended.
@@ -249,8 +249,7 @@ pub fn fit(
         Batches::Shared => Order::Shared,
         Batches::PerMember => Order::PerMember { k: config.members() as usize },
     };
-    let epoch = run.progress().epoch;
-    observe(&Event::Started { parameters, epochs: train.epochs, steps_per_epoch, epoch });
+    observe(&Event::Started { parameters, steps, done: run.progress().step });
 
     while !run.progress().finished && run.progress().epoch < train.epochs && !run.should_stop() {
         let epoch = run.progress().epoch;
@@ -277,8 +276,7 @@ pub fn fit(
             if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
                 return Err(diverged(error, &run, &batch));
             }
-            let (step_in_epoch, loss) = (run.progress().step_in_epoch, run.epoch_loss());
-            observe(&Event::Step { step_in_epoch, loss });
+            observe(&Event::Step { epoch, step: run.progress().step, loss: run.epoch_loss() });
             if run.interrupted() {
                 run.checkpoint(&vs, &optimizer)?;
                 return Ok(Ending::Interrupted);

@@ -3,12 +3,12 @@
 use densely_train::metrics::Metric;
 use densely_train::report::{self, Report, Score};
 
-use crate::trainer::{Settings, options, train, turn};
+use crate::trainer::{Settings, folder, options, train, turn};
 
 #[test]
 fn a_report_names_results_with_units_course_plots_and_settings() {
     let _turn = turn();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     train(folder.path(), &Settings::default(), options(), None, |_| {}).unwrap();
     std::fs::create_dir(folder.path().join("plots")).unwrap();
     std::fs::write(folder.path().join("plots/loss.svg"), "<svg/>").unwrap();
@@ -69,7 +69,7 @@ mod plots {
     #[test]
     fn a_runs_plots_hold_titles_units_and_a_legend() {
         let _turn = turn();
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let settings = Settings {
             epochs: 30,
             ..Settings::default()
@@ -101,7 +101,7 @@ mod plots {
     #[test]
     fn scatter_and_calibration_draw_any_number_of_rows() {
         tch::no_grad(|| {
-            let folder = tempfile::tempdir().unwrap();
+            let folder = folder();
             let path = |name: &str| folder.path().join(name);
             let n = 20_000;
             // Hashes instead of the process's generator, which other tests use at the same time.

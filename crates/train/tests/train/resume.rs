@@ -9,7 +9,7 @@ use densely_core::{Error, Tensors};
 use densely_train::{Env, ResumeFrom, Run, signal};
 use tch::Tensor;
 
-use crate::trainer::{End, Settings, assert_same, options, snapshot, train, turn};
+use crate::trainer::{End, Settings, assert_same, folder, options, snapshot, train, turn};
 
 /// Folder of the child process below; what it does stands in `DENSELY_TEST_MODE`.
 const FOLDER: &str = "DENSELY_TEST_RUN";
@@ -18,10 +18,6 @@ const MODE: &str = "DENSELY_TEST_MODE";
 const ERROR: &str = "DENSELY_TEST_ERROR";
 /// Long enough that a kill meets it: about half a second.
 const EPOCHS: u64 = 25;
-
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir().unwrap()
-}
 
 fn long() -> Settings {
     Settings {

@@ -20,6 +20,15 @@ pub(crate) fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A temporary folder, in memory where the machine offers that: the tests wait for the disk thousands of times, and on
+/// a busy one that takes minutes.
+pub(crate) fn folder() -> tempfile::TempDir {
+    let memory = tempfile::tempdir_in("/dev/shm");
+    memory
+        .or_else(|_| tempfile::tempdir())
+        .expect("a temporary folder")
+}
+
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Settings {
     pub(crate) epochs: u64,

@@ -1,0 +1,6 @@
+//! One module per command.
+
+pub(crate) mod forward;
+pub(crate) mod models;
+pub(crate) mod tabular;
+pub(crate) mod train;

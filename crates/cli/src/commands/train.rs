@@ -1,0 +1,167 @@
+//! `densely train`: a recipe, every seed of it.
+
+use std::path::{Path, PathBuf};
+
+use densely_core::{Error, Result, weights};
+use densely_data::{Dataset, Table};
+use densely_tabular::fit::Prepared;
+use serde_json::{Map, Value, json};
+
+use super::tabular::ResumeArguments;
+use crate::Common;
+use crate::fitting::{self, Fitted, Job};
+use crate::recipe::{Recipe, Size};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: densely train crates/tabular/recipes/tabm-california.toml --data-dir data/california-housing --quick"
+)]
+pub(crate) struct Arguments {
+    /// TOML file of the recipe.
+    recipe: PathBuf,
+    /// Folder with the recipe's data set; `cargo xtask data get NAME` fetches it and says where it is.
+    #[arg(long, default_value = ".")]
+    data_dir: PathBuf,
+    /// Folder for the runs; `runs/<name>` when left out.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Train at the recipe's quick size.
+    #[arg(long, conflicts_with = "smoke")]
+    quick: bool,
+    /// Train one epoch of one seed at the quick size.
+    #[arg(long)]
+    smoke: bool,
+    /// Change a setting, such as `train.batch_size=512`; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+    /// Write the arrays that training would see to this folder, and stop.
+    #[arg(long, value_name = "DIR")]
+    export: Option<PathBuf>,
+    #[command(flatten)]
+    resume: ResumeArguments,
+}
+
+pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
+    let size = match (arguments.quick, arguments.smoke) {
+        (_, true) => Size::Smoke,
+        (true, _) => Size::Quick,
+        _ => Size::Full,
+    };
+    let mut recipe = Recipe::read(&arguments.recipe, size, &arguments.changes)?;
+    if let Some(seed) = common.seed {
+        recipe.seeds = vec![seed];
+    }
+    let (file, settings) = recipe.fit_settings(&arguments.recipe)?;
+    let path = arguments.data_dir.join(file);
+    let table = Table::open(&path)?;
+    let prepared = Prepared::new(&table, &settings.data)?;
+    if let Some(folder) = &arguments.export {
+        return export(&prepared, folder);
+    }
+    fitting::describe(&prepared, common);
+
+    let device = common.device.open()?;
+    let out = arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+    let resume = arguments.resume.from()?;
+    let job = Job { title: &recipe.title, prepared: &prepared, settings: &settings, table: &path };
+    let mut results = Vec::new();
+    for seed in &recipe.seeds {
+        let folder = out.join(format!("seed-{seed}"));
+        let fitted = fitting::run(&job, &folder, *seed, device, resume, common)?
+            .ok_or_else(|| fitting::interrupted(&folder))?;
+        if !common.json {
+            fitting::print(&folder, &fitted, common);
+        }
+        results.push((*seed, fitted));
+    }
+    report(&recipe, &results, device, common);
+    Ok(())
+}
+
+/// Mean and sample standard deviation; of one value the deviation is 0.
+fn mean_sd(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (mean, if values.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 })
+}
+
+fn report(
+    recipe: &Recipe,
+    results: &[(u64, Fitted)],
+    device: tch::Device,
+    common: &Common,
+) {
+    let Some((_, first)) = results.first() else { return };
+    let mut metrics = Map::new();
+    for (metric, _) in &first.outcome.test {
+        let of = |values: &[(densely_train::metrics::Metric, f64)]| {
+            values.iter().find(|(other, _)| other == metric).map(|(_, value)| *value)
+        };
+        let values: Vec<f64> = results.iter().filter_map(|(_, s)| of(&s.outcome.test)).collect();
+        let (mean, sd) = mean_sd(&values);
+        let seeds: Vec<Value> = results
+            .iter()
+            .map(|(seed, s)| json!({ "seed": seed, "value": of(&s.outcome.test), "valid": of(&s.outcome.valid) }))
+            .collect();
+        if !common.json {
+            println!("{}: {} {mean:.4} ± {sd:.4} on {} seeds", recipe.name, metric.name(), values.len());
+        }
+        let direction = metric.direction();
+        metrics.insert(
+            metric.name().to_owned(),
+            json!({ "direction": direction, "seeds": seeds, "mean": mean, "sd": sd }),
+        );
+    }
+    if common.json {
+        let plots: Vec<&PathBuf> = results.iter().flat_map(|(_, s)| &s.plots).collect();
+        let peak = results.iter().filter_map(|(_, s)| s.outcome.peak_mb).reduce(f64::max);
+        let device = match device {
+            tch::Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "cpu".to_owned(),
+        };
+        let summary = json!({
+            "name": recipe.name,
+            "metrics": metrics,
+            "seconds": results.iter().map(|(_, s)| s.outcome.seconds).sum::<f64>(),
+            "peak_mb": peak,
+            "params": first.outcome.parameters,
+            "device": device,
+            "threads": tch::get_num_threads(),
+            "plots": plots,
+        });
+        println!("{summary}");
+    }
+}
+
+/// The arrays of each part as safetensors, and what their numbers mean as `meta.json`: for training the
+/// reference package on exactly what this program trains on.
+fn export(prepared: &Prepared, folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let part = |name: &str, data: &Dataset| {
+        let tensors = [("x_num", &data.x_num), ("x_cat", &data.x_cat), ("y", &data.y)]
+            .into_iter()
+            .filter_map(|(name, xs)| {
+                let xs = xs.as_ref()?;
+                let integer = !xs.is_floating_point();
+                let wide = if integer { xs.to_kind(tch::Kind::Int64) } else { xs.shallow_clone() };
+                Some((name.to_owned(), wide))
+            })
+            .collect();
+        let path = folder.join(format!("{name}.safetensors"));
+        weights::save(&path, &tensors, &std::collections::BTreeMap::new())
+    };
+    part("train", &prepared.train)?;
+    part("valid", &prepared.valid)?;
+    part("test", &prepared.test)?;
+    let (mean, std) = prepared.preprocessor.target_scale().unwrap_or((0.0, 1.0));
+    let meta = json!({
+        "task": prepared.task,
+        "cat_cardinalities": prepared.preprocessor.cat_cardinalities(),
+        "target_mean": mean,
+        "target_std": std,
+        "classes": prepared.preprocessor.classes(),
+    });
+    let path = folder.join("meta.json");
+    densely_core::fs::write(&path, format!("{meta:#}\n").as_bytes())
+}

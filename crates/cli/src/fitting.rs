@@ -1,0 +1,238 @@
+//! One fit as a person sees it: what the data is, a progress bar, the report, the files of the run folder.
+
+use std::path::{Path, PathBuf};
+
+use densely_core::tch::{self, Tensor};
+use densely_core::{Error, Result};
+use densely_data::{Output, write_columns};
+use densely_tabular::fit::{Ending, Event, FitOptions, Outcome, Prepared, fit};
+use densely_tabular::settings::FitSettings;
+use densely_tabular::task::Task;
+use densely_train::metrics::Metric;
+use densely_train::plot::{self, Axes};
+use densely_train::progress::Bar;
+use densely_train::report::{self, Report, Score};
+use densely_train::run::ResumeFrom;
+use serde_json::{Map, Value, json};
+
+use crate::Common;
+
+/// What is fitted.
+pub(crate) struct Job<'a> {
+    pub(crate) title: &'a str,
+    pub(crate) prepared: &'a Prepared,
+    pub(crate) settings: &'a FitSettings,
+    pub(crate) table: &'a Path,
+}
+
+/// What came of it.
+pub(crate) struct Fitted {
+    pub(crate) outcome: Outcome,
+    pub(crate) plots: Vec<PathBuf>,
+}
+
+/// Says what was understood of the table, so that a wrong inference is seen before training.
+pub(crate) fn describe(prepared: &Prepared, common: &Common) {
+    for warning in prepared.schema.warnings().iter().chain(prepared.preprocessor.warnings()) {
+        tracing::warn!("{warning}");
+    }
+    if common.quiet {
+        return;
+    }
+    let classes = prepared.preprocessor.classes();
+    let task = match prepared.task {
+        Task::Regression => "regression".to_owned(),
+        _ => {
+            let head = classes.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = if classes.len() > 5 { ", …" } else { "" };
+            format!("{} classes ({head}{more})", classes.len())
+        }
+    };
+    eprintln!(
+        "target `{}`: {task}; features: {} numerical, {} categorical; rows: {} train, {} valid, {} test",
+        prepared.schema.target(),
+        prepared.preprocessor.n_num(),
+        prepared.preprocessor.cat_cardinalities().len(),
+        prepared.train.len(),
+        prepared.valid.len(),
+        prepared.test.len(),
+    );
+}
+
+/// Trains one seed in `folder` and writes predictions, plots and report. `None` after Ctrl-C, with everything saved.
+pub(crate) fn run(
+    job: &Job,
+    folder: &Path,
+    seed: u64,
+    device: tch::Device,
+    resume: Option<ResumeFrom>,
+    common: &Common,
+) -> Result<Option<Fitted>> {
+    let options = FitOptions { folder, table: job.table, seed, device, resume };
+    let mut bar = None;
+    let mut observe = |event: &Event| match event {
+        Event::Started { parameters, steps, done } => {
+            if !common.quiet {
+                eprintln!("seed {seed}: {parameters} parameters, run folder {}", folder.display());
+            }
+            bar = Some(Bar::new(*steps, *done, common.quiet));
+        }
+        Event::Step { epoch, step, loss } => {
+            if let Some(bar) = &bar {
+                bar.update(*epoch, *step, *loss);
+            }
+        }
+        Event::Epoch { epoch, score, improved } => {
+            tracing::debug!("epoch {epoch}: score {score} {}", if *improved { "(best)" } else { "" });
+        }
+    };
+    let ending = fit(job.prepared, job.settings, &options, &mut observe)?;
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    let Ending::Finished(outcome) = ending else {
+        eprintln!("interrupted; everything is saved: the same command with --resume goes on");
+        return Ok(None);
+    };
+    let classes = job.prepared.preprocessor.classes();
+    let target = Some((job.prepared.schema.target(), &outcome.targets));
+    let columns = prediction_columns(&outcome.predictions, target, classes)?;
+    write_columns(&folder.join("predictions.parquet"), &columns)?;
+    let plots = plots(job, folder, &outcome)?;
+    write_report(job, folder, seed, &outcome)?;
+    Ok(Some(Fitted { outcome: *outcome, plots }))
+}
+
+fn plots(job: &Job, folder: &Path, outcome: &Outcome) -> Result<Vec<PathBuf>> {
+    let mut plots = plot::run_plots(folder)?;
+    let target = job.prepared.schema.target();
+    let plots_folder = folder.join("plots");
+    match job.prepared.task {
+        Task::Regression => {
+            let path = plots_folder.join("predictions.svg");
+            let axes = Axes::new(
+                "Test rows: target and prediction",
+                format!("{target} (target)"),
+                format!("{target} (prediction)"),
+            );
+            plot::scatter(&path, &axes, &outcome.predictions, &outcome.targets)?;
+            plots.push(path);
+        }
+        Task::Binary => {
+            let path = plots_folder.join("calibration.svg");
+            let class = &job.prepared.preprocessor.classes()[1];
+            let axes = Axes::new(
+                "Test rows: calibration",
+                format!("predicted probability of {class}"),
+                format!("share of rows that are {class}"),
+            );
+            let probabilities = outcome.predictions.select(1, 1);
+            plot::calibration(&path, &axes, &probabilities, &outcome.targets, 10)?;
+            plots.push(path);
+        }
+        Task::Multiclass => {}
+    }
+    Ok(plots)
+}
+
+fn write_report(job: &Job, folder: &Path, seed: u64, outcome: &Outcome) -> Result<()> {
+    let prepared = job.prepared;
+    let fact = |name: &str, value: String| (name.to_owned(), value);
+    let rows = format!("{} train, {} valid, {} test", prepared.train.len(), prepared.valid.len(), prepared.test.len());
+    let mut facts = vec![
+        fact("table", job.table.display().to_string()),
+        fact("target", prepared.schema.target().to_owned()),
+        fact("model", job.settings.model.preset.clone()),
+        fact("parameters", outcome.parameters.to_string()),
+        fact("rows", rows),
+        fact("seed", seed.to_string()),
+        fact("seconds of the last process", format!("{:.1}", outcome.seconds)),
+    ];
+    if let Some(peak) = outcome.peak_mb {
+        facts.push(fact("peak memory of the last process", format!("{peak:.0} MB")));
+    }
+    let part = |part: &'static str, scores: &[(Metric, f64)]| {
+        let score = |(metric, value): &(Metric, f64)| Score { part: part.to_owned(), metric: *metric, value: *value };
+        scores.iter().map(score).collect::<Vec<_>>()
+    };
+    let mut scores = part("validation", &outcome.valid);
+    scores.extend(part("test", &outcome.test));
+    let notes = prepared.schema.warnings().iter().chain(prepared.preprocessor.warnings());
+    let report = Report { title: job.title.to_owned(), facts, scores, notes: notes.cloned().collect() };
+    report::write(folder, &report).map(|_| ())
+}
+
+/// Predictions as columns: `prediction` for regression; the class and a probability per class otherwise.
+pub(crate) fn prediction_columns(
+    predictions: &Tensor,
+    target: Option<(&str, &Tensor)>,
+    classes: &[String],
+) -> Result<Vec<(String, Output)>> {
+    let numbers = |xs: &Tensor| -> Result<Output> {
+        Ok(Output::Numbers(Vec::try_from(xs.to_kind(tch::Kind::Double))?))
+    };
+    let names = |codes: &Tensor| -> Result<Output> {
+        let codes: Vec<i64> = Vec::try_from(codes)?;
+        Ok(Output::Texts(codes.iter().map(|code| classes[*code as usize].clone()).collect()))
+    };
+    let mut columns = Vec::new();
+    if let Some((name, targets)) = target {
+        let values = if classes.is_empty() { numbers(targets)? } else { names(targets)? };
+        columns.push((name.to_owned(), values));
+    }
+    if classes.is_empty() {
+        columns.push(("prediction".to_owned(), numbers(predictions)?));
+    } else {
+        columns.push(("prediction".to_owned(), names(&predictions.argmax(1, false))?));
+        for (at, class) in classes.iter().enumerate() {
+            let column = numbers(&predictions.select(1, at as i64))?;
+            columns.push((format!("probability_{class}"), column));
+        }
+    }
+    Ok(columns)
+}
+
+/// Prints what a fit reached.
+pub(crate) fn print(folder: &Path, fitted: &Fitted, common: &Common) {
+    let outcome = &fitted.outcome;
+    if common.json {
+        let object = |scores: &[(Metric, f64)]| -> Map<String, Value> {
+            scores.iter().map(|(metric, value)| (metric.name().to_owned(), json!(value))).collect()
+        };
+        let summary = json!({
+            "run": folder,
+            "params": outcome.parameters,
+            "best_epoch": outcome.best_epoch,
+            "epochs": outcome.epochs,
+            "valid": object(&outcome.valid),
+            "test": object(&outcome.test),
+            "seconds": outcome.seconds,
+            "peak_mb": outcome.peak_mb,
+            "plots": fitted.plots,
+        });
+        println!("{summary}");
+        return;
+    }
+    let line = |scores: &[(Metric, f64)]| {
+        let texts: Vec<String> = scores.iter().map(|(m, v)| format!("{} {v:.4}", m.name())).collect();
+        texts.join(", ")
+    };
+    println!("valid: {}", line(&outcome.valid));
+    println!("test:  {}", line(&outcome.test));
+    let peak = outcome.peak_mb.map_or_else(String::new, |mb| format!(", peak memory {mb:.0} MB"));
+    println!(
+        "best epoch {} of {}; {:.1} s{peak}; report in {}",
+        outcome.best_epoch + 1,
+        outcome.epochs,
+        outcome.seconds,
+        folder.join("report.md").display()
+    );
+}
+
+/// The error of a run that Ctrl-C ended, for the exit status.
+pub(crate) fn interrupted(folder: &Path) -> Error {
+    Error::Unsupported {
+        what: format!("the result of {}", folder.display()),
+        hint: "it was interrupted; give --resume to go on".to_owned(),
+    }
+}

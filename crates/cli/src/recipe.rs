@@ -1,0 +1,178 @@
+//! Recipes: TOML files that hold everything that decides a result.
+
+use std::path::Path;
+
+use densely_core::{Error, Result};
+use densely_tabular::settings::FitSettings;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// A recipe at one size, after `--quick`, `--smoke` and `--set`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Recipe {
+    /// Name of the file without its ending; names the run folders too.
+    pub(crate) name: String,
+    /// One line for people.
+    pub(crate) title: String,
+    /// The domain crate that runs it.
+    pub(crate) domain: String,
+    /// One run each.
+    pub(crate) seeds: Vec<u64>,
+    /// Whether `reproduce --quick` runs it.
+    #[serde(default)]
+    pub(crate) in_quick: bool,
+    /// The table and how it is read, by the domain's settings.
+    data: Table,
+    /// The network.
+    #[serde(default)]
+    model: Table,
+    /// The training loop.
+    #[serde(default)]
+    train: Table,
+}
+
+/// The published number that a recipe aims at; read by `cargo xtask reproduce`, checked here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Published {
+    metric: String,
+    value: f64,
+    source: String,
+    #[serde(default)]
+    tolerance: Option<f64>,
+}
+
+/// How large a recipe runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// As published.
+    Full,
+    /// With the changes of `[quick]`.
+    Quick,
+    /// With those and one epoch of the first seed: does it run?
+    Smoke,
+}
+
+impl Recipe {
+    /// Reads the recipe at `path`, at `size`, with `changes` of the form `key.key=value`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Corrupt`] with TOML's own words, [`Error::Config`] for a change that is not one.
+    pub(crate) fn read(path: &Path, size: Size, changes: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let wrong = |e: toml::de::Error| Error::corrupt(path, e.to_string().trim().to_owned());
+        let mut table: Table = toml::from_str(&text).map_err(wrong)?;
+        let quick = table.remove("quick");
+        if let (Some(quick), Size::Quick | Size::Smoke) = (quick, size) {
+            match quick {
+                Value::Table(quick) => merge(&mut table, quick),
+                _ => return Err(Error::corrupt(path, "`quick` must be a table")),
+            }
+        }
+        if size == Size::Smoke {
+            for change in ["train.epochs=1", "train.patience=1", "seeds=[0]"] {
+                set(&mut table, change)?;
+            }
+        }
+        for change in changes {
+            set(&mut table, change)?;
+        }
+        if let Some(published) = table.remove("published") {
+            published.try_into::<Published>().map_err(wrong)?;
+        }
+        let recipe: Self = table.try_into().map_err(wrong)?;
+        if recipe.seeds.is_empty() {
+            return Err(Error::config("seeds", "must hold at least one seed"));
+        }
+        if recipe.domain != "tabular" {
+            let reason = format!("must be `tabular`, the one domain so far; got `{}`", recipe.domain);
+            return Err(Error::config("domain", reason));
+        }
+        Ok(recipe)
+    }
+
+    /// The file of the data set that the recipe trains on, and the settings of the fit.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with TOML's own words for an unknown or ill-typed setting.
+    pub(crate) fn fit_settings(&self, path: &Path) -> Result<(String, FitSettings)> {
+        let mut data = self.data.clone();
+        // Where the file comes from is for `cargo xtask reproduce`.
+        data.remove("dataset");
+        let file = match data.remove("file") {
+            Some(Value::String(file)) => file,
+            _ => return Err(Error::corrupt(path, "`data.file` must name the file of the data set")),
+        };
+        let mut settings = Table::new();
+        settings.insert("data".into(), data.into());
+        settings.insert("model".into(), self.model.clone().into());
+        settings.insert("train".into(), self.train.clone().into());
+        let settings = settings
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::corrupt(path, e.to_string().trim().to_owned()))?;
+        Ok((file, settings))
+    }
+}
+
+/// Puts the values of `changes` in place of those of `base`; tables are merged, everything else replaced.
+fn merge(base: &mut Table, changes: Table) {
+    for (key, value) in changes {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(base)), Value::Table(changes)) => merge(base, changes),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Applies `key.key=value`, where the value is TOML; a word without quotes is a text.
+pub(crate) fn set(table: &mut Table, change: &str) -> Result<()> {
+    let wrong = |reason: String| Error::config("--set", reason);
+    let (key, value) = change
+        .split_once('=')
+        .filter(|(key, _)| key.split('.').all(|part| !part.trim().is_empty()))
+        .ok_or_else(|| wrong(format!("must be key.key=value, got `{change}`")))?;
+    let value = toml::from_str::<Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(value.trim().to_owned()));
+    let mut parts: Vec<&str> = key.split('.').map(str::trim).collect();
+    let last = parts.pop().unwrap_or_default();
+    let mut place = table;
+    for part in parts {
+        let next = place.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        place = match next {
+            Value::Table(next) => next,
+            _ => return Err(wrong(format!("`{part}` in `{key}` is not a table"))),
+        };
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_reach_their_place_and_nonsense_is_refused() {
+        let mut table: Table = toml::from_str("[train]\nepochs = 3\n[train.optimizer]\nname = \"sgd\"\n").expect("TOML");
+        set(&mut table, "train.epochs=7").expect("a number");
+        set(&mut table, "train.optimizer.name=adamw").expect("a word");
+        set(&mut table, "seeds=[1, 2]").expect("a list");
+        let expected = "seeds = [1, 2]\n[train]\nepochs = 7\n[train.optimizer]\nname = \"adamw\"\n";
+        assert_eq!(table, toml::from_str::<Table>(expected).expect("TOML"));
+        for wrong in ["train", "=1", "train..x=1", "train.epochs.x=1"] {
+            assert!(set(&mut table, wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn quick_changes_only_what_it_names() {
+        let mut base: Table = toml::from_str("a = 1\n[b]\nc = 2\nd = 3\n").expect("TOML");
+        merge(&mut base, toml::from_str("[b]\nd = 4\n").expect("TOML"));
+        assert_eq!(base, toml::from_str::<Table>("a = 1\n[b]\nc = 2\nd = 4\n").expect("TOML"));
+    }
+}
