@@ -179,11 +179,11 @@ impl Dataset {
             .collect())
     }
 
-    /// Gets every file that is missing or damaged; returns the folder. One process at a time per data set.
+    /// Gets every file that is missing or damaged (by hash); returns the folder. One process at a time per data set.
     pub(crate) fn get(&self, offline: bool) -> Result<PathBuf> {
         let folder = self.folder()?;
         if self
-            .states(false)?
+            .states(true)?
             .iter()
             .all(|(_, state)| *state == State::Good)
         {
