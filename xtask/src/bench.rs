@@ -160,7 +160,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         );
     }
     let table = markdown(&entries);
-    println!("{table}");
+    say!("{table}");
     let docs = shell::root().join("docs").join("src");
     cache::write(
         &docs.join("benchmarks.json"),
@@ -170,7 +170,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         &docs.join("benchmarks.md"),
         page(&entries, &table, arguments.rounds).as_bytes(),
     )?;
-    println!("docs/src/benchmarks.md and .json are written");
+    say!("docs/src/benchmarks.md and .json are written");
     Ok(())
 }
 

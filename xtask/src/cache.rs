@@ -64,7 +64,7 @@ pub(crate) fn explain(doing: &str, path: &Path, error: &io::Error) -> Error {
                 "cannot {doing} {path}: it may not be written; change its permissions or set DENSELY_CACHE to a folder of your own"
             )
         }
-        _ => anyhow!("cannot {doing} {path}: {error}"),
+        _ => anyhow!("cannot {doing} {path} ({error}); check that path and its disk"),
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn test(arguments: &TestArguments) -> Result<()> {
         );
     }
     let seconds = start.elapsed().as_secs();
-    println!(
+    say!(
         "{} tests passed, {} failed, {} ignored, in {}",
         counts.passed,
         counts.failed,
@@ -191,7 +191,7 @@ fn cargo_test(arguments: &[&str], rest: &[String], counts: &mut Counts) -> Resul
         > 0
     {
         let text = String::from_utf8_lossy(&bytes);
-        print!("{text}");
+        say_part!("{text}");
         counts.add(&text);
         bytes.clear();
     }
@@ -238,12 +238,12 @@ fn examples() -> Result<()> {
             command.arg("--features").arg(example.features.join(","));
         }
         command.stdin(Stdio::null());
-        println!("example {} of {}", example.name, example.package);
+        say!("example {} of {}", example.name, example.package);
         if let Err(error) = shell::run(&mut command) {
             eprintln!("{error:#}");
             failed.push(example.name.as_str());
         } else {
-            println!(
+            say!(
                 "example {} ended well after {}",
                 example.name,
                 minutes(start.elapsed().as_secs())

@@ -39,7 +39,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Get { name, offline } => {
             let set = dataset::find(name)?;
             let folder = set.get(*offline)?;
-            println!(
+            say!(
                 "{}: {} in {}",
                 set.name,
                 cache::human(set.bytes()),
@@ -49,19 +49,22 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         }
         Command::Verify { name } => verify(name.as_deref()),
         Command::Path { name, offline } => {
-            println!("{}", dataset::find(name)?.get(*offline)?.display());
+            say!("{}", dataset::find(name)?.get(*offline)?.display());
             Ok(())
         }
     }
 }
 
 fn list() -> Result<()> {
-    println!(
+    say!(
         "{:<20} {:>10}  {:<8} {:<44} licence",
-        "name", "size", "cached", "title"
+        "name",
+        "size",
+        "cached",
+        "title"
     );
     for set in dataset::all()? {
-        println!(
+        say!(
             "{:<20} {:>10}  {:<8} {:<44} {}",
             set.name,
             cache::human(set.bytes()),
@@ -98,7 +101,7 @@ fn verify(name: Option<&str>) -> Result<()> {
     for set in &sets {
         let states = set.states(true)?;
         if name.is_none() && states.iter().all(|(_, state)| *state == State::Missing) {
-            println!("{}: not in the cache", set.name);
+            say!("{}: not in the cache", set.name);
             continue;
         }
         for (file, state) in states {
@@ -107,7 +110,7 @@ fn verify(name: Option<&str>) -> Result<()> {
                 State::Missing => "missing",
                 State::Bad(why) => why.as_str(),
             };
-            println!("{}/{}: {text}", set.name, file.path);
+            say!("{}/{}: {text}", set.name, file.path);
             if state != State::Good && !bad.contains(&set.name) {
                 bad.push(set.name.clone());
             }

@@ -24,15 +24,15 @@ pub(crate) fn run() -> Result<()> {
             }
         );
     }
-    println!("docs: every link leads somewhere");
+    say!("docs: every link leads somewhere");
     if shell::probe("mdbook", &["--version"]).is_none() {
-        println!(
+        say!(
             "docs: mdBook is not installed, so the book is not built; install it with `cargo install mdbook --version {MDBOOK} --locked`"
         );
         return Ok(());
     }
     shell::run(shell::command("mdbook").args(["build", "docs"]))?;
-    println!("docs: open docs/book/index.html");
+    say!("docs: open docs/book/index.html");
     Ok(())
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn run() -> Result<()> {
                 ("PROBLEM", text)
             }
         };
-        println!("{mark:<8} {name:<22} {text}");
+        say!("{mark:<8} {name:<22} {text}");
     }
     match problems {
         0 => Ok(()),
@@ -79,6 +79,7 @@ fn check_libtorch() -> Finding {
 
 fn check_loading() -> Finding {
     match libtorch::loads(&libtorch::link()) {
+        Ok(()) if !libtorch::link().exists() => Finding::Note("not set up".to_owned()),
         Ok(()) if shell::probe("ldd", &["--version"]).is_none() => {
             Finding::Note("no `ldd` to ask".to_owned())
         }

@@ -45,7 +45,7 @@ pub(crate) fn get_file(set: &str, file: &DataFile, data: &Path, offline: bool) -
     }
     if found.is_none() {
         if offline {
-            problems.push("without the network nothing else can be tried".to_owned());
+            problems.push("--offline forbids the other sources".to_owned());
         }
         bail!(
             "{set}/{} could not be had ({}); mend that, or put it as {} into a folder and name the folder in DENSELY_DATA_MIRROR",

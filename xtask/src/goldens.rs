@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         for script in &scripts {
             shell::run(shell::command(&python).arg(script))?;
         }
-        println!(
+        say!(
             "{} scripts ran; `git status crates` shows what has changed",
             scripts.len()
         );
@@ -64,7 +64,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Err(why) => problems.push(format!("{}: {why:#}", name.display())),
         }
     }
-    println!("{equal} files are equal byte for byte, {close} within {RTOL:e}");
+    say!("{equal} files are equal byte for byte, {close} within {RTOL:e}");
     for problem in &problems {
         eprintln!("goldens: {problem}");
     }

@@ -2,11 +2,23 @@
 //!
 //! Builds in seconds, without libtorch and without any crate of this workspace: it is what fetches libtorch.
 //! Exit status: 0 done, 1 failed (one sentence on stderr says what to do), 2 bad arguments.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line program"
-)]
+#![expect(clippy::print_stderr, reason = "a command line program")]
+
+/// Prints a line on stdout. A reader that has gone (`| head`) is no reason to panic, as `println!` does.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout().lock(), $($part)*);
+    }};
+}
+
+/// [`say!`] without the end of the line.
+macro_rules! say_part {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = write!(std::io::stdout().lock(), $($part)*);
+    }};
+}
 
 mod archive;
 mod bench;

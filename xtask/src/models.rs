@@ -45,13 +45,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             let new = replace(&text, &table).with_context(|| shell::shown(&path))?;
             if new != text {
                 cache::write(&path, new.as_bytes())?;
-                println!("{} is written", shell::shown(&path));
+                say!("{} is written", shell::shown(&path));
             }
         }
         return Ok(());
     }
     if arguments.markdown {
-        print!("{table}");
+        say_part!("{table}");
         return Ok(());
     }
     shell::run(program().arg("models"))
@@ -90,15 +90,13 @@ pub(crate) fn program_path() -> PathBuf {
 /// Stale tables. Needs the program: where it is not built this says so and checks nothing.
 pub(crate) fn problems() -> Result<Vec<String>> {
     if !program_path().is_file() {
-        println!(
-            "tidy: the densely program is not built, so the tables of models are not compared"
-        );
+        say!("tidy: the densely program is not built, so the tables of models are not compared");
         return Ok(Vec::new());
     }
     let table = match table() {
         Ok(table) => table,
         Err(error) => {
-            println!("tidy: the tables of models are not compared ({error:#})");
+            say!("tidy: the tables of models are not compared ({error:#})");
             return Ok(Vec::new());
         }
     };

@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut failed = Vec::new();
     for (index, recipe) in recipes.iter().enumerate() {
         let name = &recipe.head.name;
-        println!(
+        say!(
             "[{}/{}] {} ({} size)",
             index + 1,
             recipes.len(),
@@ -96,9 +96,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     if !results.is_empty() {
-        println!("\n{}", aligned(&page::table(&results, false)));
+        say!("\n{}", aligned(&page::table(&results, false)));
     }
-    println!(
+    say!(
         "{} of {} recipes ran, in {}",
         results.len(),
         recipes.len(),
@@ -106,7 +106,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     );
     if arguments.size() != "smoke" && !results.is_empty() {
         index::write_index()?;
-        println!("pages are in docs/src/reproduction, runs in runs");
+        say!("pages are in docs/src/reproduction, runs in runs");
     }
     if !failed.is_empty() {
         bail!(
@@ -139,9 +139,13 @@ fn choose(arguments: &Arguments, all: Vec<Recipe>) -> Result<Vec<Recipe>> {
 }
 
 fn list(recipes: &[Recipe]) {
-    println!(
+    say!(
         "{:<24} {:<10} {:<20} {:<6} {:<24} title",
-        "name", "domain", "data", "quick", "published"
+        "name",
+        "domain",
+        "data",
+        "quick",
+        "published"
     );
     for Recipe { head, .. } in recipes {
         let published = head
@@ -149,7 +153,7 @@ fn list(recipes: &[Recipe]) {
             .as_ref()
             .map_or_else(|| "–".to_owned(), |p| format!("{} {}", p.metric, p.value));
         let data = head.data.dataset.as_deref().unwrap_or("generated");
-        println!(
+        say!(
             "{:<24} {:<10} {data:<20} {:<6} {published:<24} {}",
             head.name,
             head.domain,
@@ -231,7 +235,7 @@ fn prepare(folder: &Path, stamp: &str) -> Result<bool> {
     let path = stamp_path(folder);
     if folder.exists() {
         if std::fs::read_to_string(&path).is_ok_and(|old| old == stamp) {
-            println!("  going on with {}", shell::shown(folder));
+            say!("  going on with {}", shell::shown(folder));
             return Ok(true);
         }
         let previous = PathBuf::from(format!("{}.previous", folder.display()));
@@ -241,7 +245,7 @@ fn prepare(folder: &Path, stamp: &str) -> Result<bool> {
         }
         std::fs::rename(folder, &previous)
             .map_err(|error| cache::explain("move the earlier run to", &previous, &error))?;
-        println!("  the earlier run is now {}", shell::shown(&previous));
+        say!("  the earlier run is now {}", shell::shown(&previous));
     }
     cache::write(&path, stamp.as_bytes())?;
     Ok(false)

@@ -38,7 +38,7 @@ pub(crate) fn run() -> Result<()> {
             }
         );
     }
-    println!("tidy: {} files, no complaint", files.len());
+    say!("tidy: {} files, no complaint", files.len());
     Ok(())
 }
 
