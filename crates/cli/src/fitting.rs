@@ -33,7 +33,12 @@ pub(crate) struct Fitted {
 
 /// Says what was understood of the table, so that a wrong inference is seen before training.
 pub(crate) fn describe(prepared: &Prepared, common: &Common) {
-    for warning in prepared.schema.warnings().iter().chain(prepared.preprocessor.warnings()) {
+    for warning in prepared
+        .schema
+        .warnings()
+        .iter()
+        .chain(prepared.preprocessor.warnings())
+    {
         tracing::warn!("{warning}");
     }
     if common.quiet {
@@ -43,7 +48,12 @@ pub(crate) fn describe(prepared: &Prepared, common: &Common) {
     let task = match prepared.task {
         Task::Regression => "regression".to_owned(),
         _ => {
-            let head = classes.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let head = classes
+                .iter()
+                .take(5)
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
             let more = if classes.len() > 5 { ", …" } else { "" };
             format!("{} classes ({head}{more})", classes.len())
         }
@@ -68,12 +78,25 @@ pub(crate) fn run(
     resume: Option<ResumeFrom>,
     common: &Common,
 ) -> Result<Option<Fitted>> {
-    let options = FitOptions { folder, table: job.table, seed, device, resume };
+    let options = FitOptions {
+        folder,
+        table: job.table,
+        seed,
+        device,
+        resume,
+    };
     let mut bar = None;
     let mut observe = |event: &Event| match event {
-        Event::Started { parameters, steps, done } => {
+        Event::Started {
+            parameters,
+            steps,
+            done,
+        } => {
             if !common.quiet {
-                eprintln!("seed {seed}: {parameters} parameters, run folder {}", folder.display());
+                eprintln!(
+                    "seed {seed}: {parameters} parameters, run folder {}",
+                    folder.display()
+                );
             }
             bar = Some(Bar::new(*steps, *done, common.quiet));
         }
@@ -82,8 +105,15 @@ pub(crate) fn run(
                 bar.update(*epoch, *step, *loss);
             }
         }
-        Event::Epoch { epoch, score, improved } => {
-            tracing::debug!("epoch {epoch}: score {score} {}", if *improved { "(best)" } else { "" });
+        Event::Epoch {
+            epoch,
+            score,
+            improved,
+        } => {
+            tracing::debug!(
+                "epoch {epoch}: score {score} {}",
+                if *improved { "(best)" } else { "" }
+            );
         }
     };
     let ending = fit(job.prepared, job.settings, &options, &mut observe)?;
@@ -100,7 +130,10 @@ pub(crate) fn run(
     write_columns(&folder.join("predictions.parquet"), &columns)?;
     let plots = plots(job, folder, &outcome)?;
     write_report(job, folder, seed, &outcome)?;
-    Ok(Some(Fitted { outcome: *outcome, plots }))
+    Ok(Some(Fitted {
+        outcome: *outcome,
+        plots,
+    }))
 }
 
 fn plots(job: &Job, folder: &Path, outcome: &Outcome) -> Result<Vec<PathBuf>> {
@@ -138,7 +171,12 @@ fn plots(job: &Job, folder: &Path, outcome: &Outcome) -> Result<Vec<PathBuf>> {
 fn write_report(job: &Job, folder: &Path, seed: u64, outcome: &Outcome) -> Result<()> {
     let prepared = job.prepared;
     let fact = |name: &str, value: String| (name.to_owned(), value);
-    let rows = format!("{} train, {} valid, {} test", prepared.train.len(), prepared.valid.len(), prepared.test.len());
+    let rows = format!(
+        "{} train, {} valid, {} test",
+        prepared.train.len(),
+        prepared.valid.len(),
+        prepared.test.len()
+    );
     let mut facts = vec![
         fact("table", job.table.display().to_string()),
         fact("target", prepared.schema.target().to_owned()),
@@ -146,19 +184,38 @@ fn write_report(job: &Job, folder: &Path, seed: u64, outcome: &Outcome) -> Resul
         fact("parameters", outcome.parameters.to_string()),
         fact("rows", rows),
         fact("seed", seed.to_string()),
-        fact("seconds of the last process", format!("{:.1}", outcome.seconds)),
+        fact(
+            "seconds of the last process",
+            format!("{:.1}", outcome.seconds),
+        ),
     ];
     if let Some(peak) = outcome.peak_mb {
-        facts.push(fact("peak memory of the last process", format!("{peak:.0} MB")));
+        facts.push(fact(
+            "peak memory of the last process",
+            format!("{peak:.0} MB"),
+        ));
     }
     let part = |part: &'static str, scores: &[(Metric, f64)]| {
-        let score = |(metric, value): &(Metric, f64)| Score { part: part.to_owned(), metric: *metric, value: *value };
+        let score = |(metric, value): &(Metric, f64)| Score {
+            part: part.to_owned(),
+            metric: *metric,
+            value: *value,
+        };
         scores.iter().map(score).collect::<Vec<_>>()
     };
     let mut scores = part("validation", &outcome.valid);
     scores.extend(part("test", &outcome.test));
-    let notes = prepared.schema.warnings().iter().chain(prepared.preprocessor.warnings());
-    let report = Report { title: job.title.to_owned(), facts, scores, notes: notes.cloned().collect() };
+    let notes = prepared
+        .schema
+        .warnings()
+        .iter()
+        .chain(prepared.preprocessor.warnings());
+    let report = Report {
+        title: job.title.to_owned(),
+        facts,
+        scores,
+        notes: notes.cloned().collect(),
+    };
     report::write(folder, &report).map(|_| ())
 }
 
@@ -169,21 +226,35 @@ pub(crate) fn prediction_columns(
     classes: &[String],
 ) -> Result<Vec<(String, Output)>> {
     let numbers = |xs: &Tensor| -> Result<Output> {
-        Ok(Output::Numbers(Vec::try_from(xs.to_kind(tch::Kind::Double))?))
+        Ok(Output::Numbers(Vec::try_from(
+            xs.to_kind(tch::Kind::Double),
+        )?))
     };
     let names = |codes: &Tensor| -> Result<Output> {
         let codes: Vec<i64> = Vec::try_from(codes)?;
-        Ok(Output::Texts(codes.iter().map(|code| classes[*code as usize].clone()).collect()))
+        Ok(Output::Texts(
+            codes
+                .iter()
+                .map(|code| classes[*code as usize].clone())
+                .collect(),
+        ))
     };
     let mut columns = Vec::new();
     if let Some((name, targets)) = target {
-        let values = if classes.is_empty() { numbers(targets)? } else { names(targets)? };
+        let values = if classes.is_empty() {
+            numbers(targets)?
+        } else {
+            names(targets)?
+        };
         columns.push((name.to_owned(), values));
     }
     if classes.is_empty() {
         columns.push(("prediction".to_owned(), numbers(predictions)?));
     } else {
-        columns.push(("prediction".to_owned(), names(&predictions.argmax(1, false))?));
+        columns.push((
+            "prediction".to_owned(),
+            names(&predictions.argmax(1, false))?,
+        ));
         for (at, class) in classes.iter().enumerate() {
             let column = numbers(&predictions.select(1, at as i64))?;
             columns.push((format!("probability_{class}"), column));
@@ -197,7 +268,10 @@ pub(crate) fn print(folder: &Path, fitted: &Fitted, common: &Common) {
     let outcome = &fitted.outcome;
     if common.json {
         let object = |scores: &[(Metric, f64)]| -> Map<String, Value> {
-            scores.iter().map(|(metric, value)| (metric.name().to_owned(), json!(value))).collect()
+            scores
+                .iter()
+                .map(|(metric, value)| (metric.name().to_owned(), json!(value)))
+                .collect()
         };
         let summary = json!({
             "run": folder,
@@ -214,12 +288,17 @@ pub(crate) fn print(folder: &Path, fitted: &Fitted, common: &Common) {
         return;
     }
     let line = |scores: &[(Metric, f64)]| {
-        let texts: Vec<String> = scores.iter().map(|(m, v)| format!("{} {v:.4}", m.name())).collect();
+        let texts: Vec<String> = scores
+            .iter()
+            .map(|(m, v)| format!("{} {v:.4}", m.name()))
+            .collect();
         texts.join(", ")
     };
     println!("valid: {}", line(&outcome.valid));
     println!("test:  {}", line(&outcome.test));
-    let peak = outcome.peak_mb.map_or_else(String::new, |mb| format!(", peak memory {mb:.0} MB"));
+    let peak = outcome
+        .peak_mb
+        .map_or_else(String::new, |mb| format!(", peak memory {mb:.0} MB"));
     println!(
         "best epoch {} of {}; {:.1} s{peak}; report in {}",
         outcome.best_epoch + 1,

@@ -1,5 +1,9 @@
 //! The `densely` program: thin, one module per command; the work is in the domain crates.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line program"
+)]
 
 mod commands;
 mod fitting;

@@ -61,7 +61,7 @@ impl Recipe {
     /// [`Error::Io`], [`Error::Corrupt`] with TOML's own words, [`Error::Config`] for a change that is not one.
     pub(crate) fn read(path: &Path, size: Size, changes: &[String]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let wrong = |e: toml::de::Error| Error::corrupt(path, e.to_string().trim().to_owned());
+        let wrong = |e: toml::de::Error| Error::corrupt(path, sentence(&e));
         let mut table: Table = toml::from_str(&text).map_err(wrong)?;
         let quick = table.remove("quick");
         if let (Some(quick), Size::Quick | Size::Smoke) = (quick, size) {
@@ -86,7 +86,10 @@ impl Recipe {
             return Err(Error::config("seeds", "must hold at least one seed"));
         }
         if recipe.domain != "tabular" {
-            let reason = format!("must be `tabular`, the one domain so far; got `{}`", recipe.domain);
+            let reason = format!(
+                "must be `tabular`, the one domain so far; got `{}`",
+                recipe.domain
+            );
             return Err(Error::config("domain", reason));
         }
         Ok(recipe)
@@ -102,7 +105,12 @@ impl Recipe {
         data.remove("dataset");
         let file = match data.remove("file") {
             Some(Value::String(file)) => file,
-            _ => return Err(Error::corrupt(path, "`data.file` must name the file of the data set")),
+            _ => {
+                return Err(Error::corrupt(
+                    path,
+                    "`data.file` must name the file of the data set",
+                ));
+            }
         };
         let mut settings = Table::new();
         settings.insert("data".into(), data.into());
@@ -110,9 +118,19 @@ impl Recipe {
         settings.insert("train".into(), self.train.clone().into());
         let settings = settings
             .try_into()
-            .map_err(|e: toml::de::Error| Error::corrupt(path, e.to_string().trim().to_owned()))?;
+            .map_err(|e: toml::de::Error| Error::corrupt(path, sentence(&e)))?;
         Ok((file, settings))
     }
+}
+
+/// TOML's words on one line, without the picture of the place.
+pub(crate) fn sentence(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.contains('|'));
+    lines.collect::<Vec<_>>().join(": ")
 }
 
 /// Puts the values of `changes` in place of those of `base`; tables are merged, everything else replaced.
@@ -142,7 +160,9 @@ pub(crate) fn set(table: &mut Table, change: &str) -> Result<()> {
     let last = parts.pop().unwrap_or_default();
     let mut place = table;
     for part in parts {
-        let next = place.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        let next = place
+            .entry(part)
+            .or_insert_with(|| Value::Table(Table::new()));
         place = match next {
             Value::Table(next) => next,
             _ => return Err(wrong(format!("`{part}` in `{key}` is not a table"))),
@@ -158,7 +178,9 @@ mod tests {
 
     #[test]
     fn changes_reach_their_place_and_nonsense_is_refused() {
-        let mut table: Table = toml::from_str("[train]\nepochs = 3\n[train.optimizer]\nname = \"sgd\"\n").expect("TOML");
+        let mut table: Table =
+            toml::from_str("[train]\nepochs = 3\n[train.optimizer]\nname = \"sgd\"\n")
+                .expect("TOML");
         set(&mut table, "train.epochs=7").expect("a number");
         set(&mut table, "train.optimizer.name=adamw").expect("a word");
         set(&mut table, "seeds=[1, 2]").expect("a list");
@@ -173,6 +195,9 @@ mod tests {
     fn quick_changes_only_what_it_names() {
         let mut base: Table = toml::from_str("a = 1\n[b]\nc = 2\nd = 3\n").expect("TOML");
         merge(&mut base, toml::from_str("[b]\nd = 4\n").expect("TOML"));
-        assert_eq!(base, toml::from_str::<Table>("a = 1\n[b]\nc = 2\nd = 4\n").expect("TOML"));
+        assert_eq!(
+            base,
+            toml::from_str::<Table>("a = 1\n[b]\nc = 2\nd = 4\n").expect("TOML")
+        );
     }
 }

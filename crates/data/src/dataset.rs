@@ -47,7 +47,11 @@ pub struct Batch {
 impl Dataset {
     /// Number of rows.
     pub fn len(&self) -> usize {
-        let first = self.x_num.as_ref().or(self.x_cat.as_ref()).or(self.y.as_ref());
+        let first = self
+            .x_num
+            .as_ref()
+            .or(self.x_cat.as_ref())
+            .or(self.y.as_ref());
         first.map_or(0, |xs| xs.size()[0] as usize)
     }
 
@@ -58,7 +62,10 @@ impl Dataset {
 
     /// Where the rows are.
     pub fn device(&self) -> Device {
-        self.x_num.as_ref().or(self.x_cat.as_ref()).map_or(Device::Cpu, Tensor::device)
+        self.x_num
+            .as_ref()
+            .or(self.x_cat.as_ref())
+            .map_or(Device::Cpu, Tensor::device)
     }
 
     /// The same rows on another device.
@@ -133,7 +140,9 @@ fn permutations(rows: usize, order: Order, seed: u64, epoch: u64) -> Vec<i64> {
         Order::Shared => one(),
         Order::PerMember { k } => {
             let members: Vec<Vec<i64>> = (0..k).map(|_| one()).collect();
-            (0..rows).flat_map(|row| members.iter().map(move |member| member[row])).collect()
+            (0..rows)
+                .flat_map(|row| members.iter().map(move |member| member[row]))
+                .collect()
         }
     }
 }

@@ -38,7 +38,9 @@ fn default_noise() -> f64 {
 
 impl Default for NumericTransform {
     fn default() -> Self {
-        Self::NoisyQuantile { noise: default_noise() }
+        Self::NoisyQuantile {
+            noise: default_noise(),
+        }
     }
 }
 
@@ -56,7 +58,11 @@ pub struct PreprocessConfig {
 
 impl Default for PreprocessConfig {
     fn default() -> Self {
-        Self { numeric: NumericTransform::default(), max_categories: 1000, seed: 0 }
+        Self {
+            numeric: NumericTransform::default(),
+            max_categories: 1000,
+            seed: 0,
+        }
     }
 }
 
@@ -125,7 +131,9 @@ impl Preprocessor {
         config: &PreprocessConfig,
     ) -> Result<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        Self::fit_with_noise(table, schema, split, config, |_, _| StandardNormal.sample(&mut rng))
+        Self::fit_with_noise(table, schema, split, config, |_, _| {
+            StandardNormal.sample(&mut rng)
+        })
     }
 
     /// As [`fit`](Self::fit), with standard normal noise from `noise(column, training row)`, called column by
@@ -144,11 +152,17 @@ impl Preprocessor {
         let mut numeric = Vec::new();
         for (at, name) in schema.with_role(Role::Numeric).enumerate() {
             let all = table.numbers(name)?;
-            let mut column: Vec<f32> = split.train.iter().map(|row| all[*row as usize] as f32).collect();
+            let mut column: Vec<f32> = split
+                .train
+                .iter()
+                .map(|row| all[*row as usize] as f32)
+                .collect();
             let mut present = column.iter().filter(|value| !value.is_nan());
             let first = present.next();
             if present.all(|value| Some(value) == first) {
-                warnings.push(format!("column `{name}` has one value in the training rows: left out"));
+                warnings.push(format!(
+                    "column `{name}` has one value in the training rows: left out"
+                ));
                 continue;
             }
             let transform = match config.numeric {
@@ -156,7 +170,10 @@ impl Preprocessor {
                     for (row, value) in column.iter_mut().enumerate() {
                         *value += (noise(at, row) * scale) as f32;
                     }
-                    Fitted::Quantiles(quantile::fit(&column, quantile::quantile_count(column.len())))
+                    Fitted::Quantiles(quantile::fit(
+                        &column,
+                        quantile::quantile_count(column.len()),
+                    ))
                 }
                 NumericTransform::Standard => {
                     let (mean, std) = moments(column.iter().map(|value| f64::from(*value)));
@@ -164,7 +181,10 @@ impl Preprocessor {
                 }
                 NumericTransform::None => Fitted::None,
             };
-            numeric.push(NumericColumn { name: name.to_owned(), transform });
+            numeric.push(NumericColumn {
+                name: name.to_owned(),
+                transform,
+            });
         }
         let mut categorical = Vec::new();
         for role in [Role::Binary, Role::Categorical] {
@@ -174,11 +194,20 @@ impl Preprocessor {
             }
         }
         if numeric.is_empty() && categorical.is_empty() {
-            return Err(Error::data(table.path(), "no column is left that can be a feature"));
+            return Err(Error::data(
+                table.path(),
+                "no column is left that can be a feature",
+            ));
         }
         let target = fit_target(table, schema, split)?;
         let weight = schema.with_role(Role::Weight).next().map(str::to_owned);
-        Ok(Self { numeric, categorical, target, weight, warnings })
+        Ok(Self {
+            numeric,
+            categorical,
+            target,
+            weight,
+            warnings,
+        })
     }
 
     /// Numerical features.
@@ -198,7 +227,10 @@ impl Preprocessor {
 
     /// Codes of each categorical feature; a code equal to the cardinality stands for unseen.
     pub fn cat_cardinalities(&self) -> Vec<i64> {
-        self.categorical.iter().map(CategoricalColumn::cardinality).collect()
+        self.categorical
+            .iter()
+            .map(CategoricalColumn::cardinality)
+            .collect()
     }
 
     /// The classes of the target in the order of their numbers; empty for regression.
@@ -265,9 +297,15 @@ impl Preprocessor {
             .iter()
             .map(|column| {
                 let values = table.numbers(&column.name)?;
-                let values: Vec<f32> = rows.iter().map(|row| values[*row as usize] as f32).collect();
+                let values: Vec<f32> = rows
+                    .iter()
+                    .map(|row| values[*row as usize] as f32)
+                    .collect();
                 let mut values = column.transform.apply(&values);
-                values.iter_mut().filter(|value| value.is_nan()).for_each(|value| *value = 0.0);
+                values
+                    .iter_mut()
+                    .filter(|value| value.is_nan())
+                    .for_each(|value| *value = 0.0);
                 Ok(Tensor::from_slice(&values))
             })
             .collect::<Result<Vec<Tensor>>>()?;
@@ -276,31 +314,50 @@ impl Preprocessor {
             .iter()
             .map(|column| Ok(Tensor::from_slice(&encode(table, column, rows)?)))
             .collect::<Result<Vec<Tensor>>>()?;
-        let stack = |columns: Vec<Tensor>| (!columns.is_empty()).then(|| Tensor::stack(&columns, 1));
+        let stack =
+            |columns: Vec<Tensor>| (!columns.is_empty()).then(|| Tensor::stack(&columns, 1));
         let y = with_target.then(|| self.targets(table, rows)).transpose()?;
         let weight = match &self.weight {
             Some(name) if with_target => Some(weights(table, name, rows)?),
             _ => None,
         };
-        Ok(Dataset { x_num: stack(x_num), x_cat: stack(x_cat), y, weight })
+        Ok(Dataset {
+            x_num: stack(x_num),
+            x_cat: stack(x_cat),
+            y,
+            weight,
+        })
     }
 
     fn check_columns(&self, table: &Table, with_target: bool) -> Result<()> {
         let target = with_target.then_some(self.target.name.as_str());
         let weight = self.weight.as_deref().filter(|_| with_target);
-        let needed = self.num_columns().chain(self.cat_columns()).chain(target).chain(weight);
+        let needed = self
+            .num_columns()
+            .chain(self.cat_columns())
+            .chain(target)
+            .chain(weight);
         let absent: Vec<&str> = needed
             .filter(|name| !table.columns().iter().any(|column| column.name == *name))
             .collect();
         if absent.is_empty() {
             return Ok(());
         }
-        let reason = format!("columns that the model was trained on are missing: `{}`", absent.join("`, `"));
+        let reason = format!(
+            "columns that the model was trained on are missing: `{}`",
+            absent.join("`, `")
+        );
         Err(Error::data(table.path(), reason))
     }
 
     fn targets(&self, table: &Table, rows: &[u32]) -> Result<Tensor> {
-        let Target { name, task, mean, std, classes } = &self.target;
+        let Target {
+            name,
+            task,
+            mean,
+            std,
+            classes,
+        } = &self.target;
         let missing = |row: u32| table.error(name, row as usize, "the target is missing");
         if *task == Task::Regression {
             let values = table.numbers(name)?;
@@ -308,22 +365,36 @@ impl Preprocessor {
                 value if value.is_nan() => Err(missing(*row)),
                 value => Ok(((value - mean) / std) as f32),
             };
-            return Ok(Tensor::from_slice(&rows.iter().map(scaled).collect::<Result<Vec<f32>>>()?));
+            return Ok(Tensor::from_slice(
+                &rows.iter().map(scaled).collect::<Result<Vec<f32>>>()?,
+            ));
         }
         let (codes, names) = table.texts(name)?;
-        let numbers: HashMap<&str, i64> =
-            classes.iter().enumerate().map(|(i, class)| (class.as_str(), i as i64)).collect();
+        let numbers: HashMap<&str, i64> = classes
+            .iter()
+            .enumerate()
+            .map(|(i, class)| (class.as_str(), i as i64))
+            .collect();
         let class = |row: &u32| {
-            let name_of = names.get(codes[*row as usize] as usize).ok_or_else(|| missing(*row))?;
+            let name_of = names
+                .get(codes[*row as usize] as usize)
+                .ok_or_else(|| missing(*row))?;
             numbers.get(name_of.as_str()).copied().ok_or_else(|| {
                 let reason = format!(
                     "class `{name_of}` was not among the training rows, which had: {}",
-                    classes.iter().take(8).cloned().collect::<Vec<_>>().join(", ")
+                    classes
+                        .iter()
+                        .take(8)
+                        .cloned()
+                        .collect::<Vec<_>>()
+                        .join(", ")
                 );
                 table.error(name, *row as usize, reason)
             })
         };
-        Ok(Tensor::from_slice(&rows.iter().map(class).collect::<Result<Vec<i64>>>()?))
+        Ok(Tensor::from_slice(
+            &rows.iter().map(class).collect::<Result<Vec<i64>>>()?,
+        ))
     }
 }
 
@@ -331,9 +402,10 @@ impl Fitted {
     fn apply(&self, values: &[f32]) -> Vec<f32> {
         match self {
             Self::Quantiles(quantiles) => quantile::transform(values, quantiles),
-            Self::Standard { mean, std } => {
-                values.iter().map(|value| ((f64::from(*value) - mean) / std) as f32).collect()
-            }
+            Self::Standard { mean, std } => values
+                .iter()
+                .map(|value| ((f64::from(*value) - mean) / std) as f32)
+                .collect(),
             Self::None => values.to_vec(),
         }
     }
@@ -366,7 +438,9 @@ fn fit_categories(
     }
     let mut seen: Vec<usize> = (0..names.len()).filter(|code| counts[*code] > 0).collect();
     if seen.len() + usize::from(missing) < 2 {
-        warnings.push(format!("column `{name}` has one value in the training rows: left out"));
+        warnings.push(format!(
+            "column `{name}` has one value in the training rows: left out"
+        ));
         return Ok(None);
     }
     if seen.len() > config.max_categories {
@@ -380,7 +454,11 @@ fn fit_categories(
     }
     let mut categories: Vec<String> = seen.into_iter().map(|code| names[code].clone()).collect();
     categories.sort();
-    Ok(Some(CategoricalColumn { name: name.to_owned(), categories, missing }))
+    Ok(Some(CategoricalColumn {
+        name: name.to_owned(),
+        categories,
+        missing,
+    }))
 }
 
 fn fit_target(table: &Table, schema: &Schema, split: &Split) -> Result<Target> {
@@ -390,16 +468,30 @@ fn fit_target(table: &Table, schema: &Schema, split: &Split) -> Result<Target> {
         let values = table.numbers(&name)?;
         let (mean, std) = moments(split.train.iter().map(|row| values[*row as usize]));
         if std == 0.0 {
-            let reason = "the target has one value only in the training rows: there is nothing to learn";
+            let reason =
+                "the target has one value only in the training rows: there is nothing to learn";
             return Err(Error::column(table.path(), name, reason));
         }
-        return Ok(Target { name, task, mean, std, classes: Vec::new() });
+        return Ok(Target {
+            name,
+            task,
+            mean,
+            std,
+            classes: Vec::new(),
+        });
     }
     let (codes, names) = table.texts(&name)?;
     let mut seen = vec![false; names.len()];
-    split.train.iter().for_each(|row| seen[codes[*row as usize] as usize] = true);
-    let mut classes: Vec<String> =
-        names.into_iter().zip(seen).filter(|(_, seen)| *seen).map(|(name, _)| name).collect();
+    split
+        .train
+        .iter()
+        .for_each(|row| seen[codes[*row as usize] as usize] = true);
+    let mut classes: Vec<String> = names
+        .into_iter()
+        .zip(seen)
+        .filter(|(_, seen)| *seen)
+        .map(|(name, _)| name)
+        .collect();
     // Numbers in their own order, texts in the alphabet's.
     if classes.iter().all(|class| class.parse::<f64>().is_ok()) {
         let value = |class: &String| class.parse::<f64>().unwrap_or(f64::NAN);
@@ -408,22 +500,46 @@ fn fit_target(table: &Table, schema: &Schema, split: &Split) -> Result<Target> {
         classes.sort();
     }
     if classes.len() < 2 {
-        return Err(Error::column(table.path(), name, "the training rows hold one class only"));
+        return Err(Error::column(
+            table.path(),
+            name,
+            "the training rows hold one class only",
+        ));
     }
-    Ok(Target { name, task, mean: 0.0, std: 1.0, classes })
+    Ok(Target {
+        name,
+        task,
+        mean: 0.0,
+        std: 1.0,
+        classes,
+    })
 }
 
 fn encode(table: &Table, column: &CategoricalColumn, rows: &[u32]) -> Result<Vec<i32>> {
     let (codes, names) = table.texts(&column.name)?;
-    let known: HashMap<&str, i32> =
-        column.categories.iter().enumerate().map(|(i, name)| (name.as_str(), i as i32)).collect();
+    let known: HashMap<&str, i32> = column
+        .categories
+        .iter()
+        .enumerate()
+        .map(|(i, name)| (name.as_str(), i as i32))
+        .collect();
     let unseen = column.cardinality() as i32;
-    let missing = if column.missing { column.categories.len() as i32 } else { unseen };
-    let map: Vec<i32> =
-        names.iter().map(|name| known.get(name.as_str()).copied().unwrap_or(unseen)).collect();
+    let missing = if column.missing {
+        column.categories.len() as i32
+    } else {
+        unseen
+    };
+    let map: Vec<i32> = names
+        .iter()
+        .map(|name| known.get(name.as_str()).copied().unwrap_or(unseen))
+        .collect();
     Ok(rows
         .iter()
-        .map(|row| map.get(codes[*row as usize] as usize).copied().unwrap_or(missing))
+        .map(|row| {
+            map.get(codes[*row as usize] as usize)
+                .copied()
+                .unwrap_or(missing)
+        })
         .collect())
 }
 
@@ -431,7 +547,13 @@ fn weights(table: &Table, name: &str, rows: &[u32]) -> Result<Tensor> {
     let values = table.numbers(name)?;
     let weight = |row: &u32| match values[*row as usize] {
         value if value >= 0.0 => Ok(value as f32),
-        value => Err(table.error(name, *row as usize, format!("a weight must be at least 0, got {value}"))),
+        value => Err(table.error(
+            name,
+            *row as usize,
+            format!("a weight must be at least 0, got {value}"),
+        )),
     };
-    Ok(Tensor::from_slice(&rows.iter().map(weight).collect::<Result<Vec<f32>>>()?))
+    Ok(Tensor::from_slice(
+        &rows.iter().map(weight).collect::<Result<Vec<f32>>>()?,
+    ))
 }

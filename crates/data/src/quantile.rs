@@ -16,16 +16,24 @@ pub fn quantile_count(rows: usize) -> usize {
 /// `n` evenly spaced levels from 0 to 1, as `numpy.linspace` spaces them.
 fn levels(n: usize) -> Vec<f64> {
     let step = 1.0 / (n.max(2) - 1) as f64;
-    (0..n).map(|i| if i + 1 == n { 1.0 } else { i as f64 * step }).collect()
+    (0..n)
+        .map(|i| if i + 1 == n { 1.0 } else { i as f64 * step })
+        .collect()
 }
 
 /// The `n` quantiles of `values` (NaN left out), by linear interpolation between ranks, never decreasing.
 ///
 /// `values` are the training column plus noise.
 pub fn fit(values: &[f32], n: usize) -> Vec<f64> {
-    let mut sorted: Vec<f32> = values.iter().copied().filter(|value| !value.is_nan()).collect();
+    let mut sorted: Vec<f32> = values
+        .iter()
+        .copied()
+        .filter(|value| !value.is_nan())
+        .collect();
     sorted.sort_unstable_by(f32::total_cmp);
-    let Some(last) = sorted.len().checked_sub(1) else { return vec![0.0; n] };
+    let Some(last) = sorted.len().checked_sub(1) else {
+        return vec![0.0; n];
+    };
     let mut quantiles: Vec<f64> = levels(n)
         .into_iter()
         .map(|level| {
@@ -62,14 +70,24 @@ pub fn transform(values: &[f32], quantiles: &[f64]) -> Vec<f32> {
             let rank = 0.5
                 * (interpolate(x, quantiles, &levels)
                     - interpolate(-x, &mirrored, &mirrored_levels));
-            let rank = if f64::from(value + threshold) > high { 1.0 } else { rank };
-            let rank = if f64::from(value - threshold) < low { 0.0 } else { rank };
+            let rank = if f64::from(value + threshold) > high {
+                1.0
+            } else {
+                rank
+            };
+            let rank = if f64::from(value - threshold) < low {
+                0.0
+            } else {
+                rank
+            };
             f64::from(rank as f32) // the reference keeps ranks in the column's f32
         })
         .collect();
     let clip = Tensor::from_slice(&[BOUNDS - f64::EPSILON, 1.0 - (BOUNDS - f64::EPSILON)]);
     let clip: Vec<f64> = Vec::try_from(clip.special_ndtri()).unwrap_or_default();
-    let normal = Tensor::from_slice(&ranks).special_ndtri().clamp(clip[0], clip[1]);
+    let normal = Tensor::from_slice(&ranks)
+        .special_ndtri()
+        .clamp(clip[0], clip[1]);
     Vec::try_from(normal.to_kind(Kind::Float)).unwrap_or_default()
 }
 

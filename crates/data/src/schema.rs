@@ -105,7 +105,10 @@ impl Schema {
         for name in claimed.keys() {
             table.column(name)?;
         }
-        let targets = claimed.values().filter(|role| **role == Role::Target).count();
+        let targets = claimed
+            .values()
+            .filter(|role| **role == Role::Target)
+            .count();
         if targets != 1 {
             return Err(Error::data(table.path(), "one column must be the target"));
         }
@@ -121,10 +124,19 @@ impl Schema {
         }
         let features = [Role::Numeric, Role::Binary, Role::Categorical];
         if !columns.iter().any(|(_, role)| features.contains(role)) {
-            return Err(Error::data(table.path(), "no column is left that can be a feature"));
+            return Err(Error::data(
+                table.path(),
+                "no column is left that can be a feature",
+            ));
         }
         let (task, rows) = infer_target(table, options, &mut warnings)?;
-        Ok(Self { columns, target: options.target.clone(), task, rows, warnings })
+        Ok(Self {
+            columns,
+            target: options.target.clone(),
+            task,
+            rows,
+            warnings,
+        })
     }
 
     /// The column that is predicted.
@@ -139,7 +151,10 @@ impl Schema {
 
     /// Names of the columns with this role, in the table's order.
     pub fn with_role(&self, role: Role) -> impl Iterator<Item = &str> {
-        self.columns.iter().filter(move |(_, r)| *r == role).map(|(name, _)| name.as_str())
+        self.columns
+            .iter()
+            .filter(move |(_, r)| *r == role)
+            .map(|(name, _)| name.as_str())
     }
 
     /// Rows with a target.
@@ -169,9 +184,7 @@ fn infer_role(
     }
     let distinct = column.distinct(2);
     match &column.values {
-        Values::Time(_) => {
-            ignore(&format!("holds times (split by it with `--time {name}`)"))
-        }
+        Values::Time(_) => ignore(&format!("holds times (split by it with `--time {name}`)")),
         Values::Number { .. } => match distinct {
             Some(1) => ignore("has one value only"),
             Some(2) => Ok(Role::Binary),
@@ -211,15 +224,19 @@ fn infer_target(
         Values::Text { codes, .. } => codes[row] != crate::table::MISSING,
         Values::Time(values) => values[row] != i64::MIN,
     };
-    let rows: Vec<u32> =
-        (0..table.row_count()).filter(|row| present(*row)).map(|row| row as u32).collect();
+    let rows: Vec<u32> = (0..table.row_count())
+        .filter(|row| present(*row))
+        .map(|row| row as u32)
+        .collect();
     let missing = table.row_count() - rows.len();
     if rows.is_empty() {
         return wrong("the target has no values");
     }
     if missing > 0 {
         if !options.drop_missing_target {
-            let first = (0..table.row_count()).find(|row| !present(*row)).unwrap_or(0);
+            let first = (0..table.row_count())
+                .find(|row| !present(*row))
+                .unwrap_or(0);
             let reason = format!(
                 "the target is missing (in {missing} rows); fill it, or leave such rows out with \
                  `--drop-missing-target`"
@@ -247,7 +264,11 @@ fn infer_target(
             if names.len() == rows.len() && rows.len() > MOST_CLASSES {
                 return wrong("the target has another text in every row: that is no class");
             }
-            if names.len() == 2 { Task::Binary } else { Task::Multiclass }
+            if names.len() == 2 {
+                Task::Binary
+            } else {
+                Task::Multiclass
+            }
         }
     };
     let classes = column.distinct(2);

@@ -110,7 +110,11 @@ impl SplitConfig {
                     classes.entry(codes[*row as usize]).or_default().push(*row);
                 }
                 let mut rng = ChaCha8Rng::seed_from_u64(*seed);
-                let mut split = Split { train: Vec::new(), valid: Vec::new(), test: Vec::new() };
+                let mut split = Split {
+                    train: Vec::new(),
+                    valid: Vec::new(),
+                    test: Vec::new(),
+                };
                 for mut rows in classes.into_values() {
                     rows.shuffle(&mut rng);
                     let part = cut(&rows, *valid, *test)?;
@@ -129,25 +133,42 @@ impl SplitConfig {
                     _ => part,
                 }
             }
-            Self::TimeAt { valid_from, test_from } => {
+            Self::TimeAt {
+                valid_from,
+                test_from,
+            } => {
                 let (order, times) = by_time(table, schema)?;
                 let at = |field: &str, text: &str| {
-                    let time = text.parse::<f64>().ok().or_else(|| parse_time(text).map(|t| t as f64));
-                    let reason = format!("must be a number or a date like 2013-09-01, got `{text}`");
+                    let time = text
+                        .parse::<f64>()
+                        .ok()
+                        .or_else(|| parse_time(text).map(|t| t as f64));
+                    let reason =
+                        format!("must be a number or a date like 2013-09-01, got `{text}`");
                     time.ok_or_else(|| Error::config(format!("split.{field}"), reason))
                 };
                 let (valid, test) = (at("valid_from", valid_from)?, at("test_from", test_from)?);
                 cut_at(&order, &times, valid, test)
             }
             Self::Group { valid, test, seed } => by_group(table, schema, *valid, *test, *seed)?,
-            Self::Windows { index, windows, rows: size } => {
+            Self::Windows {
+                index,
+                windows,
+                rows: size,
+            } => {
                 let order = match schema.with_role(Role::Time).next() {
                     Some(_) => by_time(table, schema)?.0,
                     None => rows.to_vec(),
                 };
-                let train = order.len().checked_sub((windows + 1) * size).filter(|train| *train > 0);
+                let train = order
+                    .len()
+                    .checked_sub((windows + 1) * size)
+                    .filter(|train| *train > 0);
                 let train = train.filter(|_| index < windows).ok_or_else(|| {
-                    let reason = format!("window {index} of {windows} with {size} rows does not fit {} rows", order.len());
+                    let reason = format!(
+                        "window {index} of {windows} with {size} rows does not fit {} rows",
+                        order.len()
+                    );
                     Error::config("split", reason)
                 })?;
                 let start = index * size;
@@ -160,7 +181,11 @@ impl SplitConfig {
             }
             Self::Column { name } => by_column(table, name, rows)?,
         };
-        let parts = [("train", &split.train), ("valid", &split.valid), ("test", &split.test)];
+        let parts = [
+            ("train", &split.train),
+            ("valid", &split.valid),
+            ("test", &split.test),
+        ];
         for (name, part) in parts {
             if part.is_empty() {
                 let reason = format!("the part `{name}` gets none of {} rows", rows.len());
@@ -174,14 +199,19 @@ impl SplitConfig {
 /// The first rows train, the next validate, the last test.
 fn cut(rows: &[u32], valid: f64, test: f64) -> Result<Split> {
     if !(valid > 0.0 && test > 0.0 && valid + test < 1.0) {
-        let reason = format!("`valid` and `test` must be positive and sum below 1, got {valid} and {test}");
+        let reason =
+            format!("`valid` and `test` must be positive and sum below 1, got {valid} and {test}");
         return Err(Error::config("split", reason));
     }
     let share = |part: f64| (rows.len() as f64 * part).round() as usize;
     let train = rows.len().saturating_sub(share(valid) + share(test));
     let (train, rest) = rows.split_at(train);
     let (valid, test) = rest.split_at(share(valid).min(rest.len()));
-    Ok(Split { train: train.to_vec(), valid: valid.to_vec(), test: test.to_vec() })
+    Ok(Split {
+        train: train.to_vec(),
+        valid: valid.to_vec(),
+        test: test.to_vec(),
+    })
 }
 
 /// Rows before the time `valid`, from it on before `test`, and from `test` on.
@@ -199,7 +229,10 @@ fn cut_at(order: &[u32], times: &[f64], valid: f64, test: f64) -> Split {
 /// Rows from the oldest to the newest, and the time of every row of the table.
 fn by_time(table: &Table, schema: &Schema) -> Result<(Vec<u32>, Vec<f64>)> {
     let name = schema.with_role(Role::Time).next().ok_or_else(|| {
-        Error::config("split", "a split by time needs a time column: `--time COLUMN`")
+        Error::config(
+            "split",
+            "a split by time needs a time column: `--time COLUMN`",
+        )
     })?;
     if let Values::Text { names, .. } = &table.column(name)?.values {
         let example = names.first().map(String::as_str).unwrap_or_default();
@@ -217,27 +250,51 @@ fn by_time(table: &Table, schema: &Schema) -> Result<(Vec<u32>, Vec<f64>)> {
 
 fn by_group(table: &Table, schema: &Schema, valid: f64, test: f64, seed: u64) -> Result<Split> {
     let name = schema.with_role(Role::Group).next().ok_or_else(|| {
-        Error::config("split", "a split by group needs a group column: `--group COLUMN`")
+        Error::config(
+            "split",
+            "a split by group needs a group column: `--group COLUMN`",
+        )
     })?;
     let (codes, names) = table.texts(name)?;
-    if let Some(row) = schema.rows().iter().find(|row| codes[**row as usize] == crate::table::MISSING) {
+    if let Some(row) = schema
+        .rows()
+        .iter()
+        .find(|row| codes[**row as usize] == crate::table::MISSING)
+    {
         return Err(table.error(name, *row as usize, "the group is missing"));
     }
     let mut groups: Vec<u32> = (0..names.len() as u32).collect();
     groups.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     let part = cut(&groups, valid, test)?;
     let mut place = vec![0u8; names.len()];
-    part.valid.iter().for_each(|group| place[*group as usize] = 1);
-    part.test.iter().for_each(|group| place[*group as usize] = 2);
+    part.valid
+        .iter()
+        .for_each(|group| place[*group as usize] = 1);
+    part.test
+        .iter()
+        .for_each(|group| place[*group as usize] = 2);
     let of = |wanted: u8| {
-        schema.rows().iter().copied().filter(|row| place[codes[*row as usize] as usize] == wanted).collect()
+        schema
+            .rows()
+            .iter()
+            .copied()
+            .filter(|row| place[codes[*row as usize] as usize] == wanted)
+            .collect()
     };
-    Ok(Split { train: of(0), valid: of(1), test: of(2) })
+    Ok(Split {
+        train: of(0),
+        valid: of(1),
+        test: of(2),
+    })
 }
 
 fn by_column(table: &Table, name: &str, rows: &[u32]) -> Result<Split> {
     let (codes, names) = table.texts(name)?;
-    let mut split = Split { train: Vec::new(), valid: Vec::new(), test: Vec::new() };
+    let mut split = Split {
+        train: Vec::new(),
+        valid: Vec::new(),
+        test: Vec::new(),
+    };
     for row in rows {
         let text = names.get(codes[*row as usize] as usize).map(String::as_str);
         match text {

@@ -69,7 +69,11 @@ impl Table {
     /// [`Error::Corrupt`] for bytes that are not of the format; [`Error::Unsupported`] for other endings, and for
     /// Parquet without the feature `parquet`.
     pub fn open(path: &Path) -> Result<Self> {
-        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
+        let ending = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default()
+            .to_lowercase();
         match ending.as_str() {
             "csv" => read_csv(path, b','),
             "tsv" | "tab" => read_csv(path, b'\t'),
@@ -114,11 +118,17 @@ impl Table {
     /// # Errors
     /// [`Error::Data`] with the nearest names.
     pub fn column(&self, name: &str) -> Result<&Column> {
-        self.columns.iter().find(|column| column.name == name).ok_or_else(|| {
-            let names = self.columns.iter().map(|column| column.name.as_str());
-            let nearest = densely_core::registry::nearest(names, name).join("`, `");
-            Error::data(&self.path, format!("no column `{name}`; nearest: `{nearest}`"))
-        })
+        self.columns
+            .iter()
+            .find(|column| column.name == name)
+            .ok_or_else(|| {
+                let names = self.columns.iter().map(|column| column.name.as_str());
+                let nearest = densely_core::registry::nearest(names, name).join("`, `");
+                Error::data(
+                    &self.path,
+                    format!("no column `{name}`; nearest: `{nearest}`"),
+                )
+            })
     }
 
     /// The error of a value in `column` at the zero-based `row`.
@@ -160,7 +170,11 @@ impl Table {
         };
         match values.iter().position(|value| value.is_infinite()) {
             None => Ok(values),
-            Some(row) => Err(self.error(name, row, "the value is infinite; mend it or leave it empty")),
+            Some(row) => Err(self.error(
+                name,
+                row,
+                "the value is infinite; mend it or leave it empty",
+            )),
         }
     }
 
@@ -175,13 +189,21 @@ impl Table {
             Values::Text { codes, names } => (codes.clone(), names.clone()),
             Values::Number { values, .. } => {
                 let code = |value: &f64| {
-                    if value.is_nan() { MISSING } else { interner.code(&value.to_string()) }
+                    if value.is_nan() {
+                        MISSING
+                    } else {
+                        interner.code(&value.to_string())
+                    }
                 };
                 (values.iter().map(code).collect(), interner.names)
             }
             Values::Time(values) => {
                 let code = |value: &i64| {
-                    if *value == i64::MIN { MISSING } else { interner.code(&value.to_string()) }
+                    if *value == i64::MIN {
+                        MISSING
+                    } else {
+                        interner.code(&value.to_string())
+                    }
                 };
                 (values.iter().map(code).collect(), interner.names)
             }
@@ -207,13 +229,15 @@ impl Column {
             seen.len() <= limit
         };
         let within = match &self.values {
-            Values::Number { values, .. } => {
-                values.iter().filter(|v| !v.is_nan()).all(|v| add((v + 0.0).to_bits()))
-            }
+            Values::Number { values, .. } => values
+                .iter()
+                .filter(|v| !v.is_nan())
+                .all(|v| add((v + 0.0).to_bits())),
             Values::Text { names, .. } => return (names.len() <= limit).then_some(names.len()),
-            Values::Time(values) => {
-                values.iter().filter(|v| **v != i64::MIN).all(|v| add(*v as u64))
-            }
+            Values::Time(values) => values
+                .iter()
+                .filter(|v| **v != i64::MIN)
+                .all(|v| add(*v as u64)),
         };
         within.then_some(seen.len())
     }
@@ -264,16 +288,34 @@ pub(crate) fn parse_time(text: &str) -> Option<i64> {
     let mut parts = date.splitn(3, '-');
     let mut part = |length: usize| {
         let part = parts.next()?;
-        (part.len() == length && part.bytes().all(|b| b.is_ascii_digit())).then(|| part.parse().ok())?
+        (part.len() == length && part.bytes().all(|b| b.is_ascii_digit()))
+            .then(|| part.parse().ok())?
     };
     let (year, month, day): (i64, i64, i64) = (part(4)?, part(2)?, part(2)?);
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let days = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let days = [
+        31,
+        if leap { 29 } else { 28 },
+        31,
+        30,
+        31,
+        30,
+        31,
+        31,
+        30,
+        31,
+        30,
+        31,
+    ];
     if !(1..=12).contains(&month) || day < 1 || day > days[month as usize - 1] {
         return None;
     }
     // Days since 1970 by the usual count from March, so that the leap day is the last of its year.
-    let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    let (y, m) = if month <= 2 {
+        (year - 1, month + 9)
+    } else {
+        (year, month - 3)
+    };
     let era = y.div_euclid(400);
     let day_of_era = (y.rem_euclid(400)) * 365 + y.rem_euclid(400) / 4 - y.rem_euclid(400) / 100
         + (153 * m + 2) / 5
@@ -309,7 +351,10 @@ impl Seen {
         }
         if number(text).is_some() {
             self.numbers += 1;
-            self.whole += u64::from(text.bytes().all(|b| b.is_ascii_digit() || b == b'-' || b == b'+'));
+            self.whole += u64::from(
+                text.bytes()
+                    .all(|b| b.is_ascii_digit() || b == b'-' || b == b'+'),
+            );
         } else if parse_time(text).is_some() {
             self.times += 1;
         } else {
@@ -325,7 +370,11 @@ impl Seen {
         } else {
             BuilderValues::Text(Vec::new(), Interner::default())
         };
-        Builder { name: name.to_owned(), integral: self.whole == self.numbers, values }
+        Builder {
+            name: name.to_owned(),
+            integral: self.whole == self.numbers,
+            values,
+        }
     }
 }
 
@@ -348,31 +397,56 @@ impl Builder {
         let missing = is_missing(text);
         match &mut self.values {
             BuilderValues::Number(values) => {
-                values.push(if missing { f64::NAN } else { number(text).unwrap_or(f64::NAN) });
+                values.push(if missing {
+                    f64::NAN
+                } else {
+                    number(text).unwrap_or(f64::NAN)
+                });
             }
             BuilderValues::Time(values) => {
-                values.push(if missing { i64::MIN } else { parse_time(text).unwrap_or(i64::MIN) });
+                values.push(if missing {
+                    i64::MIN
+                } else {
+                    parse_time(text).unwrap_or(i64::MIN)
+                });
             }
             BuilderValues::Text(codes, interner) => {
-                codes.push(if missing { MISSING } else { interner.code(text) });
+                codes.push(if missing {
+                    MISSING
+                } else {
+                    interner.code(text)
+                });
             }
         }
     }
 
     fn finish(self) -> Column {
         let values = match self.values {
-            BuilderValues::Number(values) => Values::Number { values, integral: self.integral },
-            BuilderValues::Text(codes, interner) => Values::Text { codes, names: interner.names },
+            BuilderValues::Number(values) => Values::Number {
+                values,
+                integral: self.integral,
+            },
+            BuilderValues::Text(codes, interner) => Values::Text {
+                codes,
+                names: interner.names,
+            },
             BuilderValues::Time(values) => Values::Time(values),
         };
-        Column { name: self.name, values }
+        Column {
+            name: self.name,
+            values,
+        }
     }
 }
 
 fn check_names(path: &Path, names: &[String]) -> Result<()> {
     let mut seen = std::collections::HashSet::new();
     match names.iter().find(|name| !seen.insert(name.as_str())) {
-        Some(name) => Err(Error::column(path, name, "two columns have this name; rename one")),
+        Some(name) => Err(Error::column(
+            path,
+            name,
+            "two columns have this name; rename one",
+        )),
         None => Ok(()),
     }
 }
@@ -389,7 +463,10 @@ fn csv_pass(
         .flexible(true)
         .from_reader(BufReader::new(file));
     let wrong = |e: csv::Error| match e.into_kind() {
-        csv::ErrorKind::Io(source) => Error::Io { path: path.to_owned(), source },
+        csv::ErrorKind::Io(source) => Error::Io {
+            path: path.to_owned(),
+            source,
+        },
         csv::ErrorKind::Utf8 { pos, .. } => Error::Data {
             path: path.to_owned(),
             row: pos.map(|pos| pos.line()),
@@ -405,7 +482,10 @@ fn csv_pass(
         .map(|name| name.trim_start_matches('\u{feff}').trim().to_owned())
         .collect();
     if header.is_empty() {
-        return Err(Error::data(path, "the file is empty; expected a header and rows"));
+        return Err(Error::data(
+            path,
+            "the file is empty; expected a header and rows",
+        ));
     }
     let mut record = csv::StringRecord::new();
     while reader.read_record(&mut record).map_err(wrong)? {
@@ -441,8 +521,11 @@ fn read_csv(path: &Path, delimiter: u8) -> Result<Table> {
     if seen.is_empty() {
         return Err(Error::data(path, "the file has a header but no rows"));
     }
-    let mut builders: Vec<Builder> =
-        names.iter().zip(&seen).map(|(name, seen)| seen.column(name)).collect();
+    let mut builders: Vec<Builder> = names
+        .iter()
+        .zip(&seen)
+        .map(|(name, seen)| seen.column(name))
+        .collect();
     let mut rows = 0;
     csv_pass(path, delimiter, |fields| {
         rows += 1;
@@ -451,7 +534,13 @@ fn read_csv(path: &Path, delimiter: u8) -> Result<Table> {
         }
     })?;
     let columns = builders.into_iter().map(Builder::finish).collect();
-    Ok(Table { path: path.to_owned(), first_row: 2, rows, columns, warnings: Vec::new() })
+    Ok(Table {
+        path: path.to_owned(),
+        first_row: 2,
+        rows,
+        columns,
+        warnings: Vec::new(),
+    })
 }
 
 #[cfg(feature = "parquet")]
@@ -464,11 +553,18 @@ fn read_parquet(path: &Path) -> Result<Table> {
         let wrong = |e: parquet::errors::ParquetError| Error::corrupt(path, e.to_string());
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(wrong)?;
         let reader = builder.with_batch_size(65_536).build().map_err(wrong)?;
-        collect(path, reader.map(|batch| batch.map_err(|e| Error::corrupt(path, e.to_string()))))
+        collect(
+            path,
+            reader.map(|batch| batch.map_err(|e| Error::corrupt(path, e.to_string()))),
+        )
     };
     // The reader panics on some damaged files; for the user those are damaged files, not bugs of theirs.
-    catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err(Error::corrupt(path, "the Parquet reader could not make sense of it")))
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(Error::corrupt(
+            path,
+            "the Parquet reader could not make sense of it",
+        ))
+    })
 }
 
 #[cfg(not(feature = "parquet"))]
@@ -492,7 +588,11 @@ fn builder_of(name: &str, kind: &DataType) -> Option<Builder> {
         DataType::Dictionary(_, values) => return builder_of(name, values),
         _ => return None,
     };
-    Some(Builder { name: name.to_owned(), integral: kind.is_integer(), values })
+    Some(Builder {
+        name: name.to_owned(),
+        integral: kind.is_integer(),
+        values,
+    })
 }
 
 fn collect(path: &Path, batches: impl Iterator<Item = Result<RecordBatch>>) -> Result<Table> {
@@ -503,7 +603,11 @@ fn collect(path: &Path, batches: impl Iterator<Item = Result<RecordBatch>>) -> R
         let batch = batch?;
         let known = schema.get_or_insert_with(|| {
             let fields = batch.schema();
-            builders = fields.fields().iter().map(|f| builder_of(f.name(), f.data_type())).collect();
+            builders = fields
+                .fields()
+                .iter()
+                .map(|f| builder_of(f.name(), f.data_type()))
+                .collect();
             fields
         });
         if known.fields() != batch.schema().fields() {
@@ -516,8 +620,10 @@ fn collect(path: &Path, batches: impl Iterator<Item = Result<RecordBatch>>) -> R
             }
         }
     }
-    let names: Vec<String> =
-        schema.iter().flat_map(|s| s.fields().iter().map(|f| f.name().clone())).collect();
+    let names: Vec<String> = schema
+        .iter()
+        .flat_map(|s| s.fields().iter().map(|f| f.name().clone()))
+        .collect();
     check_names(path, &names)?;
     if rows == 0 {
         return Err(Error::data(path, "the table has no rows"));
@@ -528,8 +634,18 @@ fn collect(path: &Path, batches: impl Iterator<Item = Result<RecordBatch>>) -> R
         .filter(|(_, builder)| builder.is_none())
         .map(|(name, _)| format!("column `{name}` is neither number, text nor time: left out"))
         .collect();
-    let columns = builders.into_iter().flatten().map(Builder::finish).collect();
-    Ok(Table { path: path.to_owned(), first_row: 1, rows, columns, warnings })
+    let columns = builders
+        .into_iter()
+        .flatten()
+        .map(Builder::finish)
+        .collect();
+    Ok(Table {
+        path: path.to_owned(),
+        first_row: 1,
+        rows,
+        columns,
+        warnings,
+    })
 }
 
 fn append(path: &Path, builder: &mut Builder, array: &dyn Array) -> Result<()> {
@@ -542,7 +658,12 @@ fn append(path: &Path, builder: &mut Builder, array: &dyn Array) -> Result<()> {
         .map_err(|e| Error::column(path, &builder.name, e.to_string()))?;
     match &mut builder.values {
         BuilderValues::Number(values) => {
-            values.extend(array.as_primitive::<Float64Type>().iter().map(|v| v.unwrap_or(f64::NAN)));
+            values.extend(
+                array
+                    .as_primitive::<Float64Type>()
+                    .iter()
+                    .map(|v| v.unwrap_or(f64::NAN)),
+            );
         }
         BuilderValues::Time(values) => {
             let array = array.as_primitive::<TimestampMicrosecondType>();
@@ -551,7 +672,11 @@ fn append(path: &Path, builder: &mut Builder, array: &dyn Array) -> Result<()> {
         BuilderValues::Text(codes, interner) => {
             codes.extend(array.as_string::<i32>().iter().map(|text| {
                 let text = text.unwrap_or_default().trim();
-                if is_missing(text) { MISSING } else { interner.code(text) }
+                if is_missing(text) {
+                    MISSING
+                } else {
+                    interner.code(text)
+                }
             }));
         }
     }
@@ -560,12 +685,18 @@ fn append(path: &Path, builder: &mut Builder, array: &dyn Array) -> Result<()> {
 
 /// A text column that is mostly numbers: the zero-based row of its first text, and that text.
 pub(crate) fn stray_text(column: &Column) -> Option<(usize, String)> {
-    let Values::Text { codes, names } = &column.values else { return None };
+    let Values::Text { codes, names } = &column.values else {
+        return None;
+    };
     let numeric: Vec<bool> = names.iter().map(|name| number(name).is_some()).collect();
     let mut texts = 0usize;
     let mut numbers = 0usize;
     let mut first = None;
-    for (row, code) in codes.iter().enumerate().filter(|(_, code)| **code != MISSING) {
+    for (row, code) in codes
+        .iter()
+        .enumerate()
+        .filter(|(_, code)| **code != MISSING)
+    {
         if numeric[*code as usize] {
             numbers += 1;
         } else {
@@ -574,5 +705,9 @@ pub(crate) fn stray_text(column: &Column) -> Option<(usize, String)> {
         }
     }
     // One stray text among a few numbers may be a code; one among many is a slip.
-    if numbers >= 9 && numbers >= 9 * texts { first } else { None }
+    if numbers >= 9 && numbers >= 9 * texts {
+        first
+    } else {
+        None
+    }
 }

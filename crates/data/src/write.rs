@@ -31,9 +31,16 @@ pub fn write_columns(path: &Path, columns: &[(String, Output)]) -> Result<()> {
 
 fn write_csv(path: &Path, delimiter: u8, columns: &[(String, Output)]) -> Result<()> {
     fs::write_with(path, |file| {
-        let mut writer = csv::WriterBuilder::new().delimiter(delimiter).from_writer(file);
-        let wrong = |e: csv::Error| Error::Io { path: path.to_owned(), source: e.into() };
-        writer.write_record(columns.iter().map(|(name, _)| name)).map_err(wrong)?;
+        let mut writer = csv::WriterBuilder::new()
+            .delimiter(delimiter)
+            .from_writer(file);
+        let wrong = |e: csv::Error| Error::Io {
+            path: path.to_owned(),
+            source: e.into(),
+        };
+        writer
+            .write_record(columns.iter().map(|(name, _)| name))
+            .map_err(wrong)?;
         let rows = columns.first().map_or(0, |(_, output)| match output {
             Output::Numbers(values) => values.len(),
             Output::Texts(values) => values.len(),
@@ -43,7 +50,9 @@ fn write_csv(path: &Path, delimiter: u8, columns: &[(String, Output)]) -> Result
                 Output::Numbers(values) => values[row].to_string(),
                 Output::Texts(values) => values[row].clone(),
             };
-            writer.write_record(columns.iter().map(field)).map_err(wrong)?;
+            writer
+                .write_record(columns.iter().map(field))
+                .map_err(wrong)?;
         }
         writer.flush().map_err(Error::io(path))
     })
@@ -70,7 +79,9 @@ fn write_parquet(path: &Path, columns: &[(String, Output)]) -> Result<()> {
         .map_err(|e| wrong(e.to_string()))?;
     // Into memory first, so that a full disk is an error of the atomic write and keeps its name.
     let mut bytes = Vec::new();
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .build();
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties))
         .map_err(|e| wrong(e.to_string()))?;
     writer.write(&batch).map_err(|e| wrong(e.to_string()))?;

@@ -63,7 +63,15 @@ impl Prepared {
         let preprocessor = Preprocessor::fit(table, &schema, &split, &settings.preprocess)?;
         let part = |rows: &[u32]| preprocessor.transform(table, Some(rows), true);
         let (train, valid, test) = (part(&split.train)?, part(&split.valid)?, part(&split.test)?);
-        Ok(Self { schema, task, preprocessor, split, train, valid, test })
+        Ok(Self {
+            schema,
+            task,
+            preprocessor,
+            split,
+            train,
+            valid,
+            test,
+        })
     }
 
     /// Outputs of a network for this task.
@@ -228,28 +236,43 @@ pub fn fit(
 
     let cardinalities = prepared.preprocessor.cat_cardinalities();
     let x_num = prepared.train.x_num.as_ref();
-    let config = settings.model.resolve(x_num, &cardinalities, prepared.outputs())?;
+    let config = settings
+        .model
+        .resolve(x_num, &cardinalities, prepared.outputs())?;
     let vs = VarStore::new(options.device);
-    let model = seeded(step_seed(options.seed, u64::MAX), || config.build(&vs.root()))?;
+    let model = seeded(step_seed(options.seed, u64::MAX), || {
+        config.build(&vs.root())
+    })?;
     nn::check_names(&vs)?;
     let parameters = nn::parameter_count(&vs);
 
     let mut run = open_run(settings, options)?;
     run.set_preprocess(pipeline_json(prepared, settings, &config)?);
-    let mut optimizer = train.optimizer.build(&vs, &decay_rules(train.decay, settings.model.embedding.as_ref()))?;
+    let mut optimizer = train.optimizer.build(
+        &vs,
+        &decay_rules(train.decay, settings.model.embedding.as_ref()),
+    )?;
     let data = prepared.train.to_device(options.device);
     let valid = prepared.valid.to_device(options.device);
     let valid_targets = task::targets(&valid, scale)?;
     let steps_per_epoch = data.len().div_ceil(train.batch_size) as u64;
     let steps = steps_per_epoch.saturating_mul(train.epochs);
-    let mut schedule = train.schedule.bind(train.optimizer.lr(), steps, steps_per_epoch)?;
+    let mut schedule = train
+        .schedule
+        .bind(train.optimizer.lr(), steps, steps_per_epoch)?;
     run.restore(&vs, &mut optimizer, &mut schedule)?;
 
     let order = match train.batches {
         Batches::Shared => Order::Shared,
-        Batches::PerMember => Order::PerMember { k: config.members() as usize },
+        Batches::PerMember => Order::PerMember {
+            k: config.members() as usize,
+        },
     };
-    observe(&Event::Started { parameters, steps, done: run.progress().step });
+    observe(&Event::Started {
+        parameters,
+        steps,
+        done: run.progress().step,
+    });
 
     while !run.progress().finished && run.progress().epoch < train.epochs && !run.should_stop() {
         let epoch = run.progress().epoch;
@@ -276,7 +299,11 @@ pub fn fit(
             if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
                 return Err(diverged(error, &run, &batch));
             }
-            observe(&Event::Step { epoch, step: run.progress().step, loss: run.epoch_loss() });
+            observe(&Event::Step {
+                epoch,
+                step: run.progress().step,
+                loss: run.epoch_loss(),
+            });
             if run.interrupted() {
                 run.checkpoint(&vs, &optimizer)?;
                 return Ok(Ending::Interrupted);
@@ -285,14 +312,29 @@ pub fn fit(
                 run.checkpoint(&vs, &optimizer)?;
             }
         }
-        let predictions =
-            task::predict(&*model, &valid, prepared.task, scale, &[], train.eval_batch_size)?;
+        let predictions = task::predict(
+            &*model,
+            &valid,
+            prepared.task,
+            scale,
+            &[],
+            train.eval_batch_size,
+        )?;
         let score = task::score(metric, &predictions, &valid_targets)?;
         schedule.observe(score, metric.direction());
         run.set_schedule(&schedule);
-        let decision =
-            run.end_epoch(score, metric.direction(), &[(metric.name(), score)], &vs, &optimizer)?;
-        observe(&Event::Epoch { epoch, score, improved: decision.improved });
+        let decision = run.end_epoch(
+            score,
+            metric.direction(),
+            &[(metric.name(), score)],
+            &vs,
+            &optimizer,
+        )?;
+        observe(&Event::Epoch {
+            epoch,
+            score,
+            improved: decision.improved,
+        });
         if run.interrupted() {
             run.checkpoint(&vs, &optimizer)?;
             return Ok(Ending::Interrupted);
@@ -305,8 +347,15 @@ pub fn fit(
     let epochs = run.progress().epoch;
     let best_epoch = run.load_best(&vs)?.map_or(0, |best| best.epoch);
     let batch = train.eval_batch_size;
-    let members =
-        task::select_members(train.averaging, metric, &*model, &valid, prepared.task, scale, batch)?;
+    let members = task::select_members(
+        train.averaging,
+        metric,
+        &*model,
+        &valid,
+        prepared.task,
+        scale,
+        batch,
+    )?;
     save_members(options.folder, &members)?;
     let evaluate = |data: &Dataset| -> Result<(Tensor, Tensor)> {
         let predictions = task::predict(&*model, data, prepared.task, scale, &members, batch)?;
@@ -342,7 +391,11 @@ fn open_run(settings: &FitSettings, options: &FitOptions) -> Result<Run> {
         _ => "cpu".to_owned(),
     };
     let env = Env::collect(&device, option_env!("DENSELY_COMMIT").map(str::to_owned));
-    let config = RunConfig { seed: options.seed, table: options.table, settings };
+    let config = RunConfig {
+        seed: options.seed,
+        table: options.table,
+        settings,
+    };
     match options.resume {
         None => Run::create(options.folder, &config, &env, run_options),
         Some(from) => Run::resume(options.folder, &config, &env, run_options, from),
@@ -372,11 +425,18 @@ fn forward(model: &dyn TabularModel, batch: &Batch, order: Order) -> Result<Tens
             Order::PerMember { k } => xs.unflatten(0, [-1, k as i64]), // [batch, k, features]
         })
     };
-    model.forward_members(per_member(&batch.x_num).as_ref(), per_member(&batch.x_cat).as_ref(), true)
+    model.forward_members(
+        per_member(&batch.x_num).as_ref(),
+        per_member(&batch.x_cat).as_ref(),
+        true,
+    )
 }
 
 fn target(batch: &Batch, order: Order) -> Result<Tensor> {
-    let y = batch.y.as_ref().ok_or_else(|| Error::data("", "the rows have no target"))?;
+    let y = batch
+        .y
+        .as_ref()
+        .ok_or_else(|| Error::data("", "the rows have no target"))?;
     Ok(match order {
         Order::Shared => y.shallow_clone(),
         Order::PerMember { k } => y.unflatten(0, [-1, k as i64]),
@@ -386,9 +446,12 @@ fn target(batch: &Batch, order: Order) -> Result<Tensor> {
 fn autocast(precision: Precision, device: tch::Device) -> Result<Option<Autocast>> {
     match precision {
         Precision::F32 => Ok(None),
-        Precision::Bf16 => Autocast::new(device, Kind::BFloat16).map(Some).map_err(|reason| {
-            Error::Unsupported { what: format!("bf16 ({reason})"), hint: "use precision f32".into() }
-        }),
+        Precision::Bf16 => Autocast::new(device, Kind::BFloat16)
+            .map(Some)
+            .map_err(|reason| Error::Unsupported {
+                what: format!("bf16 ({reason})"),
+                hint: "use precision f32".into(),
+            }),
     }
 }
 
@@ -411,7 +474,11 @@ fn decay_rules(decay: Decay, embedding: Option<&EmbeddingSettings>) -> Vec<Group
 /// Keeps the batch of a diverged step beside the checkpoints, so that it can be looked at.
 fn diverged(error: Error, run: &Run, batch: &Batch) -> Error {
     if matches!(error, Error::Diverged { .. }) {
-        let parts = [("x_num", &batch.x_num), ("x_cat", &batch.x_cat), ("y", &batch.y)];
+        let parts = [
+            ("x_num", &batch.x_num),
+            ("x_cat", &batch.x_cat),
+            ("y", &batch.y),
+        ];
         let tensors: Tensors = parts
             .into_iter()
             .filter_map(|(name, xs)| Some((name.to_owned(), xs.as_ref()?.shallow_clone())))
@@ -454,7 +521,10 @@ impl Fitted {
         let config = ModelConfig::of(&pipeline.preset, &pipeline.config)?;
         let vs = VarStore::new(device);
         let model = config.build(&vs.root())?;
-        let (weights, same) = (best.join("model.safetensors"), densely_core::weights::same_name);
+        let (weights, same) = (
+            best.join("model.safetensors"),
+            densely_core::weights::same_name,
+        );
         densely_core::weights::load(&vs, &weights, same, densely_core::weights::Strictness::All)?;
         let members = folder.join(MEMBERS);
         let members = if members.exists() {
@@ -467,7 +537,12 @@ impl Fitted {
             let reason = format!("there is no member {member}");
             return Err(Error::corrupt(folder.join(MEMBERS), reason));
         }
-        Ok(Self { pipeline, model, members, device })
+        Ok(Self {
+            pipeline,
+            model,
+            members,
+            device,
+        })
     }
 
     /// Predicts every row of `table`: values `[rows]`, or probabilities `[rows, classes]`, f64.
@@ -476,12 +551,23 @@ impl Fitted {
     /// # Errors
     /// [`Error::Data`] naming the column or row that does not fit what the model was trained on.
     pub fn predict(&self, table: &Table, with_target: bool) -> Result<(Tensor, Option<Tensor>)> {
-        let data = self.pipeline.preprocessor.transform(table, None, with_target)?;
+        let data = self
+            .pipeline
+            .preprocessor
+            .transform(table, None, with_target)?;
         let data = data.to_device(self.device);
         let scale = self.pipeline.preprocessor.target_scale();
-        let predictions =
-            task::predict(&*self.model, &data, self.pipeline.task, scale, &self.members, 8192)?;
-        let targets = with_target.then(|| task::targets(&data, scale)).transpose()?;
+        let predictions = task::predict(
+            &*self.model,
+            &data,
+            self.pipeline.task,
+            scale,
+            &self.members,
+            8192,
+        )?;
+        let targets = with_target
+            .then(|| task::targets(&data, scale))
+            .transpose()?;
         Ok((predictions, targets))
     }
 }

@@ -91,7 +91,11 @@ pub struct ModelSettings {
 
 impl Default for ModelSettings {
     fn default() -> Self {
-        Self { preset: "tabm".to_owned(), config: Map::new(), embedding: None }
+        Self {
+            preset: "tabm".to_owned(),
+            config: Map::new(),
+            embedding: None,
+        }
     }
 }
 
@@ -213,7 +217,11 @@ pub struct TrainSettings {
 impl Default for TrainSettings {
     fn default() -> Self {
         Self {
-            optimizer: OptimConfig::AdamW(AdamWConfig { lr: 2e-3, weight_decay: 3e-4, ..AdamWConfig::default() }),
+            optimizer: OptimConfig::AdamW(AdamWConfig {
+                lr: 2e-3,
+                weight_decay: 3e-4,
+                ..AdamWConfig::default()
+            }),
             schedule: ScheduleConfig::default(),
             decay: Decay::All,
             batch_size: 256,
@@ -240,7 +248,10 @@ impl TrainSettings {
         check::positive("train.eval_batch_size", self.eval_batch_size as i64)?;
         check::positive("train.epochs", self.epochs as i64)?;
         if !(self.clip_norm >= 0.0 && self.clip_norm.is_finite()) {
-            let reason = format!("must be 0 (off) or a positive number, got {}", self.clip_norm);
+            let reason = format!(
+                "must be 0 (off) or a positive number, got {}",
+                self.clip_norm
+            );
             return Err(Error::config("train.clip_norm", reason));
         }
         self.optimizer.validate()
@@ -257,7 +268,11 @@ impl TrainSettings {
             Some(metric) if fitting.contains(&metric) => Ok(metric),
             Some(metric) => {
                 let names: Vec<&str> = fitting.iter().map(|m| m.name()).collect();
-                let reason = format!("`{}` does not fit; take one of: {}", metric.name(), names.join(", "));
+                let reason = format!(
+                    "`{}` does not fit; take one of: {}",
+                    metric.name(),
+                    names.join(", ")
+                );
                 Err(Error::config("train.metric", reason))
             }
         }
@@ -274,7 +289,12 @@ pub fn metrics_of(task: Task) -> &'static [Metric] {
 }
 
 /// Fields of a model's config that only the data can know.
-const FROM_DATA: [&str; 4] = ["n_num_features", "cat_cardinalities", "d_out", "num_embeddings"];
+const FROM_DATA: [&str; 4] = [
+    "n_num_features",
+    "cat_cardinalities",
+    "d_out",
+    "num_embeddings",
+];
 
 impl ModelSettings {
     /// The model's whole config for data with these features.
@@ -289,19 +309,26 @@ impl ModelSettings {
         cardinalities: &[i64],
         outputs: i64,
     ) -> Result<ModelConfig> {
-        if let Some(field) = FROM_DATA.iter().find(|field| self.config.contains_key(**field)) {
+        if let Some(field) = FROM_DATA
+            .iter()
+            .find(|field| self.config.contains_key(**field))
+        {
             return Err(Error::config(
                 format!("model.config.{field}"),
                 "comes from the data; for an embedding use `model.embedding`",
             ));
         }
         let mut config = self.config.clone();
-        config.insert("n_num_features".to_owned(), x_num.map_or(0, |xs| xs.size()[1]).into());
+        config.insert(
+            "n_num_features".to_owned(),
+            x_num.map_or(0, |xs| xs.size()[1]).into(),
+        );
         config.insert("cat_cardinalities".to_owned(), cardinalities.into());
         config.insert("d_out".to_owned(), outputs.into());
         if let (Some(embedding), Some(x_num)) = (&self.embedding, x_num) {
             let embedding = serde_json::to_value(embedding.resolve(x_num)?);
-            let embedding = embedding.map_err(|e| Error::config("model.embedding", e.to_string()))?;
+            let embedding =
+                embedding.map_err(|e| Error::config("model.embedding", e.to_string()))?;
             config.insert("num_embeddings".to_owned(), embedding);
         }
         ModelConfig::of(&self.preset, &Value::Object(config))
@@ -311,26 +338,32 @@ impl ModelSettings {
 impl EmbeddingSettings {
     fn resolve(&self, x_num: &tch::Tensor) -> Result<NumEmbeddings> {
         Ok(match self {
-            Self::PiecewiseLinear { n_bins, d_embedding, activation, version } => {
-                NumEmbeddings::PiecewiseLinear {
-                    bins: quantile_bins(x_num, *n_bins)?,
-                    d_embedding: *d_embedding,
-                    activation: *activation,
-                    version: *version,
-                }
-            }
-            Self::LinearRelu { d_embedding } => {
-                NumEmbeddings::LinearRelu { d_embedding: *d_embedding }
-            }
-            Self::Periodic { d_embedding, n_frequencies, frequency_init_scale, lite } => {
-                NumEmbeddings::Periodic {
-                    d_embedding: *d_embedding,
-                    n_frequencies: *n_frequencies,
-                    frequency_init_scale: *frequency_init_scale,
-                    activation: true,
-                    lite: *lite,
-                }
-            }
+            Self::PiecewiseLinear {
+                n_bins,
+                d_embedding,
+                activation,
+                version,
+            } => NumEmbeddings::PiecewiseLinear {
+                bins: quantile_bins(x_num, *n_bins)?,
+                d_embedding: *d_embedding,
+                activation: *activation,
+                version: *version,
+            },
+            Self::LinearRelu { d_embedding } => NumEmbeddings::LinearRelu {
+                d_embedding: *d_embedding,
+            },
+            Self::Periodic {
+                d_embedding,
+                n_frequencies,
+                frequency_init_scale,
+                lite,
+            } => NumEmbeddings::Periodic {
+                d_embedding: *d_embedding,
+                n_frequencies: *n_frequencies,
+                frequency_init_scale: *frequency_init_scale,
+                activation: true,
+                lite: *lite,
+            },
         })
     }
 }

@@ -19,17 +19,30 @@ use crate::settings::{Averaging, metrics_of};
 /// (standardised) or i64 class numbers; `weight`: the target's shape. Computed in f32 whatever `ys` is.
 pub fn members_loss(ys: &Tensor, target: &Tensor, weight: Option<&Tensor>, task: Task) -> Tensor {
     let (batch, k) = (ys.size()[0], ys.size()[1]);
-    let ys = if ys.kind() == Kind::Double { ys.shallow_clone() } else { ys.to_kind(Kind::Float) };
+    let ys = if ys.kind() == Kind::Double {
+        ys.shallow_clone()
+    } else {
+        ys.to_kind(Kind::Float)
+    };
     let spread = |xs: &Tensor| {
-        if xs.dim() == 1 { xs.unsqueeze(1).expand([batch, k], false) } else { xs.shallow_clone() }
+        if xs.dim() == 1 {
+            xs.unsqueeze(1).expand([batch, k], false)
+        } else {
+            xs.shallow_clone()
+        }
     };
     let target = spread(target);
-    let reduction = if weight.is_some() { Reduction::None } else { Reduction::Mean };
+    let reduction = if weight.is_some() {
+        Reduction::None
+    } else {
+        Reduction::Mean
+    };
     let losses = match task {
         Task::Regression => ys.squeeze_dim(2).mse_loss(&target, reduction),
         Task::Binary | Task::Multiclass => {
             let target = target.reshape([batch * k]);
-            ys.flatten(0, 1).cross_entropy_loss(&target, None::<&Tensor>, reduction, -100, 0.0)
+            ys.flatten(0, 1)
+                .cross_entropy_loss(&target, None::<&Tensor>, reduction, -100, 0.0)
         }
     };
     match weight {
@@ -69,7 +82,8 @@ pub fn predict(
     members: &[i64],
     batch_size: usize,
 ) -> Result<Tensor> {
-    let chosen = (!members.is_empty()).then(|| Tensor::from_slice(members).to_device(data.device()));
+    let chosen =
+        (!members.is_empty()).then(|| Tensor::from_slice(members).to_device(data.device()));
     let average = |ys: Tensor| {
         let ys = match &chosen {
             Some(members) => ys.index_select(1, members),
@@ -77,7 +91,9 @@ pub fn predict(
         };
         ys.mean_dim(1, false, Kind::Double)
     };
-    each_batch(model, data, batch_size, |ys| average(to_units(&ys, task, scale)))
+    each_batch(model, data, batch_size, |ys| {
+        average(to_units(&ys, task, scale))
+    })
 }
 
 /// Runs the model over all rows, applies `reduce` to each batch's output and joins the results on the CPU.
@@ -95,7 +111,8 @@ fn each_batch(
                 .chunks(size)
                 .map(|batch| {
                     let batch = batch?;
-                    let ys = model.forward_members(batch.x_num.as_ref(), batch.x_cat.as_ref(), false)?;
+                    let ys =
+                        model.forward_members(batch.x_num.as_ref(), batch.x_cat.as_ref(), false)?;
                     Ok(reduce(ys).to_device(tch::Device::Cpu))
                 })
                 .collect::<Result<Vec<_>>>()?;
@@ -108,7 +125,10 @@ fn each_batch(
                 .cloned()
                 .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
                 .unwrap_or_default();
-            Err(Error::Torch { message, trace: String::new() })
+            Err(Error::Torch {
+                message,
+                trace: String::new(),
+            })
         });
         match outcome {
             Err(Error::Torch { message, .. }) if size > 1 && is_out_of_memory(&message) => {
@@ -121,9 +141,13 @@ fn each_batch(
 }
 
 fn is_out_of_memory(message: &str) -> bool {
-    ["out of memory", "not enough memory", "can't allocate memory"]
-        .iter()
-        .any(|text| message.contains(text))
+    [
+        "out of memory",
+        "not enough memory",
+        "can't allocate memory",
+    ]
+    .iter()
+    .any(|text| message.contains(text))
 }
 
 /// The targets of `data` in the units of [`predict`]: f64 values or i64 classes, on the CPU.
@@ -131,7 +155,10 @@ fn is_out_of_memory(message: &str) -> bool {
 /// # Errors
 /// [`Error::Data`] when the rows have no target.
 pub fn targets(data: &Dataset, scale: Option<(f64, f64)>) -> Result<Tensor> {
-    let y = data.y.as_ref().ok_or_else(|| Error::data("", "the rows have no target"))?;
+    let y = data
+        .y
+        .as_ref()
+        .ok_or_else(|| Error::data("", "the rows have no target"))?;
     let y = y.to_device(tch::Device::Cpu);
     Ok(match scale {
         Some((mean, std)) => y.to_kind(Kind::Double) * std + mean,
@@ -166,7 +193,10 @@ pub fn scores(task: Task, predictions: &Tensor, targets: &Tensor) -> Vec<(Metric
 ///
 /// # Errors
 /// Those of [`predict`] and [`score`].
-#[expect(clippy::too_many_arguments, reason = "what predict takes, the rule and the metric")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what predict takes, the rule and the metric"
+)]
 pub fn select_members(
     rule: Averaging,
     metric: Metric,

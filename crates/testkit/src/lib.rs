@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use tch::{Kind, Tensor};
 
-/// Panics unless `|actual - expected| <= atol + rtol·|expected|` everywhere; NaN equals only NaN.
+/// Asserts that `|actual - expected| <= atol + rtol·|expected|` everywhere; NaN equals only NaN.
 ///
 /// The message names the shape, the worst place and both values there, so that a failure can be understood
 /// without running it again.
+///
+/// # Panics
+/// When they are not close.
 #[track_caller]
 pub fn assert_close(actual: &Tensor, expected: &Tensor, rtol: f64, atol: f64) {
     assert_eq!(
@@ -46,7 +49,10 @@ pub fn assert_close(actual: &Tensor, expected: &Tensor, rtol: f64, atol: f64) {
     );
 }
 
-/// Panics unless both tensors hold the same bits, shape and kind.
+/// Asserts that both tensors hold the same bits, shape and kind.
+///
+/// # Panics
+/// When they do not.
 #[track_caller]
 pub fn assert_bits(actual: &Tensor, expected: &Tensor) {
     assert_eq!(

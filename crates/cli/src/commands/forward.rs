@@ -81,11 +81,21 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         weights::save(path, &weights::named(&response.store), &metadata)?;
     }
     if common.json {
-        let shapes: BTreeMap<&String, Vec<i64>> =
-            response.tensors.iter().map(|(name, xs)| (name, xs.size())).collect();
-        println!("{}", json!({ "output": arguments.output, "tensors": shapes }));
+        let shapes: BTreeMap<&String, Vec<i64>> = response
+            .tensors
+            .iter()
+            .map(|(name, xs)| (name, xs.size()))
+            .collect();
+        println!(
+            "{}",
+            json!({ "output": arguments.output, "tensors": shapes })
+        );
     } else if !common.quiet {
-        for (name, xs) in response.tensors.iter().filter(|(name, _)| !name.starts_with("grad.")) {
+        for (name, xs) in response
+            .tensors
+            .iter()
+            .filter(|(name, _)| !name.starts_with("grad."))
+        {
             println!("{name} {:?} {:?}", xs.size(), xs.kind());
         }
     }

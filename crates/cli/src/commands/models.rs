@@ -1,7 +1,7 @@
 //! `densely models`: every preset, as a table or as JSON.
 
-use densely_core::{Error, Result};
 use densely_core::registry::{Preset, nearest};
+use densely_core::{Error, Result};
 
 use crate::Common;
 
@@ -24,7 +24,10 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         presets.retain(|preset| preset.name.contains(pattern.as_str()));
         if presets.is_empty() && !common.json {
             let nearest = nearest(all().iter().map(|preset| preset.name), pattern);
-            return Err(Error::UnknownPreset { name: pattern.clone(), nearest });
+            return Err(Error::UnknownPreset {
+                name: pattern.clone(),
+                nearest,
+            });
         }
     }
     if common.json {
@@ -33,7 +36,10 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         println!("{text}");
         return Ok(());
     }
-    println!("{:<14} {:<10} {:>12} {:>14}  paper", "name", "domain", "parameters", "MACs per row");
+    println!(
+        "{:<14} {:<10} {:>12} {:>14}  paper",
+        "name", "domain", "parameters", "MACs per row"
+    );
     for preset in presets {
         println!(
             "{:<14} {:<10} {:>12} {:>14}  {}",

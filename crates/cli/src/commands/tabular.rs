@@ -154,17 +154,30 @@ pub(crate) fn run(command: &Command, common: &Common) -> Result<()> {
 fn fit(arguments: &Fit, common: &Common) -> Result<()> {
     let settings = arguments.settings()?;
     let device = common.device.open()?;
-    let folder = arguments.out.clone().unwrap_or_else(|| {
-        Path::new("runs").join(arguments.table.file_stem().unwrap_or_default())
-    });
+    let folder = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| Path::new("runs").join(arguments.table.file_stem().unwrap_or_default()));
     let resume = arguments.resume.from()?;
     let table = Table::open(&arguments.table)?;
     let prepared = Prepared::new(&table, &settings.data)?;
     fitting::describe(&prepared, common);
     let title = format!("{} on {}", arguments.model, arguments.table.display());
-    let job = Job { title: &title, prepared: &prepared, settings: &settings, table: &arguments.table };
-    let fitted = fitting::run(&job, &folder, common.seed.unwrap_or(0), device, resume, common)?
-        .ok_or_else(|| fitting::interrupted(&folder))?;
+    let job = Job {
+        title: &title,
+        prepared: &prepared,
+        settings: &settings,
+        table: &arguments.table,
+    };
+    let fitted = fitting::run(
+        &job,
+        &folder,
+        common.seed.unwrap_or(0),
+        device,
+        resume,
+        common,
+    )?
+    .ok_or_else(|| fitting::interrupted(&folder))?;
     fitting::print(&folder, &fitted, common);
     Ok(())
 }
@@ -175,9 +188,12 @@ impl Fit {
         let mut data = Toml::new();
         let text = |value: &str| toml::Value::String(value.to_owned());
         data.insert("target".into(), text(&self.target));
-        for (key, value) in
-            [("task", &self.task), ("time", &self.time), ("group", &self.group), ("weight", &self.weight)]
-        {
+        for (key, value) in [
+            ("task", &self.task),
+            ("time", &self.time),
+            ("group", &self.group),
+            ("weight", &self.weight),
+        ] {
             if let Some(value) = value {
                 data.insert(key.into(), text(value));
             }
@@ -192,7 +208,10 @@ impl Fit {
         data.insert("roles".into(), roles.into());
         data.insert("valid".into(), self.valid.into());
         data.insert("test".into(), self.test.into());
-        data.insert("drop_missing_target".into(), self.drop_missing_target.into());
+        data.insert(
+            "drop_missing_target".into(),
+            self.drop_missing_target.into(),
+        );
 
         let mut train = Toml::new();
         let integer = |value: u64| toml::Value::Integer(value as i64);
@@ -201,7 +220,10 @@ impl Fit {
         };
         put("epochs", self.epochs.map(integer));
         put("patience", self.patience.map(integer));
-        put("batch_size", self.batch_size.map(|rows| integer(rows as u64)));
+        put(
+            "batch_size",
+            self.batch_size.map(|rows| integer(rows as u64)),
+        );
         put("precision", self.bf16.then(|| text("bf16")));
 
         let mut model = Toml::new();
@@ -226,15 +248,21 @@ impl Fit {
         settings.insert("train".into(), train.into());
         if let Some(lr) = self.lr {
             let optimizer = format!("name = \"adamw\"\nlr = {lr:?}\nweight_decay = 3e-4");
-            let train = settings.get_mut("train").and_then(toml::Value::as_table_mut);
-            train.map(|train| Ok::<_, Error>(train.insert("optimizer".into(), parse(&optimizer)?.into()))).transpose()?;
+            let train = settings
+                .get_mut("train")
+                .and_then(toml::Value::as_table_mut);
+            train
+                .map(|train| {
+                    Ok::<_, Error>(train.insert("optimizer".into(), parse(&optimizer)?.into()))
+                })
+                .transpose()?;
         }
         for change in &self.changes {
             recipe::set(&mut settings, change)?;
         }
         settings
             .try_into()
-            .map_err(|e: toml::de::Error| Error::config("settings", e.to_string().trim().to_owned()))
+            .map_err(|e: toml::de::Error| Error::config("settings", recipe::sentence(&e)))
     }
 }
 
@@ -242,14 +270,24 @@ fn evaluate(arguments: &Evaluate, common: &Common) -> Result<()> {
     let fitted = Fitted::open(&arguments.run, common.device.open()?)?;
     let table = Table::open(&arguments.table)?;
     let (predictions, targets) = fitted.predict(&table, true)?;
-    let targets = targets.ok_or_else(|| Error::data(&arguments.table, "the rows have no target"))?;
+    let targets =
+        targets.ok_or_else(|| Error::data(&arguments.table, "the rows have no target"))?;
     let values = scores(fitted.pipeline.task, &predictions, &targets);
     if common.json {
-        let values: Map<String, Value> =
-            values.iter().map(|(metric, value)| (metric.name().to_owned(), json!(value))).collect();
-        println!("{}", json!({ "rows": targets.size()[0], "metrics": values }));
+        let values: Map<String, Value> = values
+            .iter()
+            .map(|(metric, value)| (metric.name().to_owned(), json!(value)))
+            .collect();
+        println!(
+            "{}",
+            json!({ "rows": targets.size()[0], "metrics": values })
+        );
     } else {
-        println!("{} rows of {}", targets.size()[0], arguments.table.display());
+        println!(
+            "{} rows of {}",
+            targets.size()[0],
+            arguments.table.display()
+        );
         for (metric, value) in values {
             println!("  {:<9} {value:.6} {}", metric.name(), metric.unit());
         }
@@ -261,7 +299,8 @@ fn predict(arguments: &Predict, common: &Common) -> Result<()> {
     let fitted = Fitted::open(&arguments.run, common.device.open()?)?;
     let table = Table::open(&arguments.table)?;
     let (predictions, _) = fitted.predict(&table, false)?;
-    let columns = fitting::prediction_columns(&predictions, None, fitted.pipeline.preprocessor.classes())?;
+    let columns =
+        fitting::prediction_columns(&predictions, None, fitted.pipeline.preprocessor.classes())?;
     write_columns(&arguments.out, &columns)?;
     let rows = predictions.size()[0];
     if common.json {

@@ -61,9 +61,17 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     fitting::describe(&prepared, common);
 
     let device = common.device.open()?;
-    let out = arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+    let out = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let resume = arguments.resume.from()?;
-    let job = Job { title: &recipe.title, prepared: &prepared, settings: &settings, table: &path };
+    let job = Job {
+        title: &recipe.title,
+        prepared: &prepared,
+        settings: &settings,
+        table: &path,
+    };
     let mut results = Vec::new();
     for seed in &recipe.seeds {
         let folder = out.join(format!("seed-{seed}"));
@@ -83,29 +91,44 @@ fn mean_sd(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (mean, if values.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 })
+    (
+        mean,
+        if values.len() > 1 {
+            (squares / (n - 1.0)).sqrt()
+        } else {
+            0.0
+        },
+    )
 }
 
-fn report(
-    recipe: &Recipe,
-    results: &[(u64, Fitted)],
-    device: tch::Device,
-    common: &Common,
-) {
-    let Some((_, first)) = results.first() else { return };
+fn report(recipe: &Recipe, results: &[(u64, Fitted)], device: tch::Device, common: &Common) {
+    let Some((_, first)) = results.first() else {
+        return;
+    };
     let mut metrics = Map::new();
     for (metric, _) in &first.outcome.test {
         let of = |values: &[(densely_train::metrics::Metric, f64)]| {
-            values.iter().find(|(other, _)| other == metric).map(|(_, value)| *value)
+            values
+                .iter()
+                .find(|(other, _)| other == metric)
+                .map(|(_, value)| *value)
         };
-        let values: Vec<f64> = results.iter().filter_map(|(_, s)| of(&s.outcome.test)).collect();
+        let values: Vec<f64> = results
+            .iter()
+            .filter_map(|(_, s)| of(&s.outcome.test))
+            .collect();
         let (mean, sd) = mean_sd(&values);
         let seeds: Vec<Value> = results
             .iter()
             .map(|(seed, s)| json!({ "seed": seed, "value": of(&s.outcome.test), "valid": of(&s.outcome.valid) }))
             .collect();
         if !common.json {
-            println!("{}: {} {mean:.4} ± {sd:.4} on {} seeds", recipe.name, metric.name(), values.len());
+            println!(
+                "{}: {} {mean:.4} ± {sd:.4} on {} seeds",
+                recipe.name,
+                metric.name(),
+                values.len()
+            );
         }
         let direction = metric.direction();
         metrics.insert(
@@ -115,7 +138,10 @@ fn report(
     }
     if common.json {
         let plots: Vec<&PathBuf> = results.iter().flat_map(|(_, s)| &s.plots).collect();
-        let peak = results.iter().filter_map(|(_, s)| s.outcome.peak_mb).reduce(f64::max);
+        let peak = results
+            .iter()
+            .filter_map(|(_, s)| s.outcome.peak_mb)
+            .reduce(f64::max);
         let device = match device {
             tch::Device::Cuda(index) => format!("cuda:{index}"),
             _ => "cpu".to_owned(),
@@ -139,15 +165,23 @@ fn report(
 fn export(prepared: &Prepared, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let part = |name: &str, data: &Dataset| {
-        let tensors = [("x_num", &data.x_num), ("x_cat", &data.x_cat), ("y", &data.y)]
-            .into_iter()
-            .filter_map(|(name, xs)| {
-                let xs = xs.as_ref()?;
-                let integer = !xs.is_floating_point();
-                let wide = if integer { xs.to_kind(tch::Kind::Int64) } else { xs.shallow_clone() };
-                Some((name.to_owned(), wide))
-            })
-            .collect();
+        let tensors = [
+            ("x_num", &data.x_num),
+            ("x_cat", &data.x_cat),
+            ("y", &data.y),
+        ]
+        .into_iter()
+        .filter_map(|(name, xs)| {
+            let xs = xs.as_ref()?;
+            let integer = !xs.is_floating_point();
+            let wide = if integer {
+                xs.to_kind(tch::Kind::Int64)
+            } else {
+                xs.shallow_clone()
+            };
+            Some((name.to_owned(), wide))
+        })
+        .collect();
         let path = folder.join(format!("{name}.safetensors"));
         weights::save(&path, &tensors, &std::collections::BTreeMap::new())
     };

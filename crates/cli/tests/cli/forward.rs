@@ -1,0 +1,106 @@
+//! The door for parity with other frameworks.
+
+use std::collections::BTreeMap;
+
+use densely_core::tch::{Kind, Tensor, kind::FLOAT_CPU};
+use densely_core::{Tensors, weights};
+
+use crate::{Bench, stderr, stdout};
+
+const CONFIG: &str =
+    r#"{"n_num_features": 3, "cat_cardinalities": [2, 4], "k": 4, "d_block": 8, "n_blocks": 2}"#;
+
+fn inputs(bench: &Bench) -> Tensors {
+    let inputs = Tensors::from([
+        (
+            "x_num".to_owned(),
+            Tensor::arange(15, FLOAT_CPU).view([5, 3]) / 10.0,
+        ),
+        (
+            "x_cat".to_owned(),
+            Tensor::zeros([5, 2], (Kind::Int64, FLOAT_CPU.1)),
+        ),
+        (
+            "cotangent.y".to_owned(),
+            Tensor::ones([5, 4, 1], FLOAT_CPU) * 2.0,
+        ),
+    ]);
+    weights::save(&bench.path("in.safetensors"), &inputs, &BTreeMap::new()).unwrap();
+    bench.write("config.json", CONFIG);
+    inputs
+}
+
+const FORWARD: [&str; 9] = [
+    "forward",
+    "--model",
+    "tabm",
+    "--config",
+    "config.json",
+    "--input",
+    "in.safetensors",
+    "--output",
+    "out.safetensors",
+];
+
+#[test]
+fn outputs_and_gradients_go_through_files() {
+    let bench = Bench::new();
+    inputs(&bench);
+    let run = |more: &[&str]| {
+        let words: Vec<&str> = FORWARD.iter().chain(more).copied().collect();
+        bench.densely(&words).success();
+        weights::read(&bench.path("out.safetensors")).unwrap()
+    };
+    let file = run(&["--grads", "--save-weights", "w.safetensors", "--seed", "3"]);
+    assert_eq!(file.metadata["preset"], "tabm");
+    assert_eq!(file.tensors["y"].size(), [5, 4, 1]);
+    // The head's bias adds to each row once: its gradient is the sum of the cotangents.
+    let bias = &file.tensors["grad.output.bias"];
+    assert_eq!(bias, &(Tensor::ones([4, 1], FLOAT_CPU) * 10.0));
+    assert_eq!(file.tensors["grad.input.x_num"].size(), [5, 3]);
+    let again = run(&["--weights", "w.safetensors"]);
+    assert_eq!(again.tensors["y"], file.tensors["y"]);
+    assert_eq!(again.tensors.len(), 1);
+    assert_eq!(run(&["--dtype", "f64"]).tensors["y"].kind(), Kind::Double);
+    assert_eq!(
+        run(&["--dtype", "bf16"]).tensors["y"].kind(),
+        Kind::BFloat16
+    );
+    let list: serde_json::Value =
+        serde_json::from_str(&stdout(&bench.densely(&["models", "--json"]).success())).unwrap();
+    assert_eq!(list.as_array().unwrap().len(), 4);
+    assert_eq!(list[0]["inputs"][0]["name"], "x_num");
+}
+
+#[test]
+fn mistakes_are_sentences() {
+    let bench = Bench::new();
+    let inputs = inputs(&bench);
+    let fails = |words: &[&str], part: &str| {
+        let text = stderr(&bench.densely(words).code(1));
+        assert!(text.contains(part) && !text.contains("panicked"), "{text}");
+    };
+    let with =
+        |more: &[&'static str]| -> Vec<&str> { FORWARD.iter().chain(more).copied().collect() };
+    let mut unknown = FORWARD;
+    unknown[2] = "tabn";
+    fails(&unknown, "nearest names: tabm");
+    fails(
+        &with(&["--weights", "in.safetensors"]),
+        "weights do not fit the model",
+    );
+    fails(
+        &with(&["--weights", "no.safetensors"]),
+        "no.safetensors: No such file",
+    );
+    bench.write("config.json", "{");
+    fails(&FORWARD, "config.json: damaged or of another format");
+    bench.write("config.json", r#"{"k": 0}"#);
+    fails(&FORWARD, "setting `k`");
+    bench.write("config.json", CONFIG);
+    let mut missing = Tensors::new();
+    missing.insert("x_num".to_owned(), inputs["x_num"].shallow_clone());
+    weights::save(&bench.path("in.safetensors"), &missing, &BTreeMap::new()).unwrap();
+    fails(&FORWARD, "`x_cat`");
+    bench.densely(&with(&["--dtype", "f16"])).code(2);
+}
