@@ -238,9 +238,8 @@ pub(crate) fn loads(folder: &Path) -> Result<()> {
     }
     if !out.status.success() {
         bail!(
-            "{} cannot be loaded ({})",
-            library.display(),
-            shell::shorten(String::from_utf8_lossy(&out.stderr).trim(), 160)
+            "{} cannot be loaded: a library that it needs is damaged (`ldd` says no more)",
+            library.display()
         );
     }
     Ok(())
