@@ -9,7 +9,9 @@ fn benches(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(workload.name);
         group.sample_size(10);
         group.throughput(Throughput::Elements(workload.batch as u64));
-        let mut bench = workload.build(workload.batch, Device::Cpu).expect("a valid workload");
+        let mut bench = workload
+            .build(workload.batch, Device::Cpu)
+            .expect("a valid workload");
         group.bench_function("train", |b| b.iter(|| bench.train_step().expect("a step")));
         for rows in [1, 1024] {
             let bench = workload.build(rows, Device::Cpu).expect("a valid workload");

@@ -45,18 +45,17 @@ pub(crate) fn describe(prepared: &Prepared, common: &Common) {
         return;
     }
     let classes = prepared.preprocessor.classes();
-    let task = match prepared.task {
-        Task::Regression => "regression".to_owned(),
-        _ => {
-            let head = classes
-                .iter()
-                .take(5)
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(", ");
-            let more = if classes.len() > 5 { ", …" } else { "" };
-            format!("{} classes ({head}{more})", classes.len())
-        }
+    let task = if classes.is_empty() {
+        "regression".to_owned()
+    } else {
+        let head = classes
+            .iter()
+            .take(5)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let more = if classes.len() > 5 { ", …" } else { "" };
+        format!("{} classes ({head}{more})", classes.len())
     };
     eprintln!(
         "target `{}`: {task}; features: {} numerical, {} categorical; rows: {} train, {} valid, {} test",

@@ -103,14 +103,11 @@ impl Recipe {
         let mut data = self.data.clone();
         // Where the file comes from is for `cargo xtask reproduce`.
         data.remove("dataset");
-        let file = match data.remove("file") {
-            Some(Value::String(file)) => file,
-            _ => {
-                return Err(Error::corrupt(
-                    path,
-                    "`data.file` must name the file of the data set",
-                ));
-            }
+        let Some(Value::String(file)) = data.remove("file") else {
+            return Err(Error::corrupt(
+                path,
+                "`data.file` must name the file of the data set",
+            ));
         };
         let mut settings = Table::new();
         settings.insert("data".into(), data.into());

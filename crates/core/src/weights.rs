@@ -237,7 +237,6 @@ pub fn load(
 }
 
 /// The rename table that changes nothing.
-#[expect(clippy::unnecessary_wraps, reason = "the signature of rename tables")]
 pub fn same_name(name: &str) -> Option<String> {
     Some(name.to_owned())
 }

@@ -77,7 +77,6 @@ fn layers_start_compute_and_learn_as_in_pytorch() -> Result<()> {
     let cases: serde_json::Map<String, Value> = golden.config();
     assert_eq!(cases.len(), 17);
     for (name, case) in &cases {
-        eprintln!("case {name}");
         let tensor = |key: &str| golden.tensor(&format!("{name}.{key}"));
         let weights_of_case: Tensors = golden.group(&format!("{name}.weight."));
 

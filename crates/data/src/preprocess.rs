@@ -285,12 +285,11 @@ impl Preprocessor {
     ) -> Result<Dataset> {
         self.check_columns(table, with_target)?;
         let all: Vec<u32>;
-        let rows = match rows {
-            Some(rows) => rows,
-            None => {
-                all = (0..table.row_count() as u32).collect();
-                &all
-            }
+        let rows = if let Some(rows) = rows {
+            rows
+        } else {
+            all = (0..table.row_count() as u32).collect();
+            &all
         };
         let x_num = self
             .numeric

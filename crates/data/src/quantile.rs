@@ -104,7 +104,8 @@ fn interpolate(x: f64, xs: &[f64], ys: &[f64]) -> f64 {
         return ys[0];
     }
     let at = xs.partition_point(|edge| *edge <= x) - 1;
-    if at == last || xs[at] == x {
+    // At an edge the reference takes its level as it is.
+    if at == last || xs[at] >= x {
         return ys[at];
     }
     (ys[at + 1] - ys[at]) / (xs[at + 1] - xs[at]) * (x - xs[at]) + ys[at]

@@ -193,10 +193,6 @@ pub fn scores(task: Task, predictions: &Tensor, targets: &Tensor) -> Vec<(Metric
 ///
 /// # Errors
 /// Those of [`predict`] and [`score`].
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what predict takes, the rule and the metric"
-)]
 pub fn select_members(
     rule: Averaging,
     metric: Metric,

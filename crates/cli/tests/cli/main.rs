@@ -1,5 +1,5 @@
 //! The program as a user meets it: good runs, and each kind of bad input with its sentence and exit status.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::format_collect, reason = "tests")]
 
 mod bad_input;
 mod forward;

@@ -1,5 +1,10 @@
 //! Tests through the crate's public doors: the quantile transform against scikit-learn, splits and readers by property.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::format_collect,
+    clippy::float_cmp,
+    reason = "tests"
+)]
 
 mod preprocess;
 mod splits;

@@ -17,7 +17,6 @@ fn the_quantile_transform_equals_scikit_learn() {
     assert_eq!(cases.len(), 8);
     for case in cases {
         let case = case.as_str().unwrap();
-        eprintln!("{case}");
         let tensor = |name: &str| golden.tensor(&format!("{case}.{name}"));
         let noisy: Vec<f32> = Vec::try_from(tensor("train") + tensor("noise")).unwrap();
         let n = quantile::quantile_count(noisy.len());

@@ -52,7 +52,6 @@ fn assert_gradients(vs: &VarStore, golden: &Golden) {
 }
 
 fn check_model(name: &str) -> Result<()> {
-    eprintln!("{name}");
     let golden = Golden::open(HERE, name);
     let config = ModelConfig::of(golden.meta("model"), &golden.config::<Value>())?;
     let vs = VarStore::new(Device::Cpu);
@@ -111,7 +110,6 @@ fn embeddings_alone_equal_the_package() -> Result<()> {
         .iter()
         .filter(|name| *name != "emb_encoding")
     {
-        eprintln!("{name}");
         let golden = Golden::open(HERE, name);
         let features = golden.meta("n_features").parse().expect("a number");
         let vs = VarStore::new(Device::Cpu);
