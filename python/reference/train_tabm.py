@@ -42,8 +42,8 @@ from torch.nn import functional as F
 # The settings of the quick size; the recipes' TOML files say the same.
 QUICK = {"n_blocks": 2, "d_block": 128, "dropout": 0.1, "k": 32, "batch_size": 256, "lr": 2e-3, "weight_decay": 3e-4, "clip_norm": 1.0, "patience": 8}
 RECIPES: dict[str, dict] = {
-    "tabm-california": {"model": "tabm", "max_epochs": 20},
-    "tabm-ple-california": {"model": "tabm", "n_bins": 48, "d_embedding": 16, "max_epochs": 20},
+    "tabm-california": {"model": "tabm", "lr": 5e-3, "max_epochs": 24},
+    "tabm-ple-california": {"model": "tabm", "n_bins": 48, "d_embedding": 16, "lr": 5e-3, "max_epochs": 24},
     "mlp-california": {"model": "mlp", "lr": 1e-3, "max_epochs": 60},
     "tabm-adult": {"model": "tabm", "max_epochs": 5},
     "tabm-mini-adult": {"model": "tabm-mini", "max_epochs": 5},

@@ -1,5 +1,6 @@
 //! Readers: kinds are found, missing values are found, and no bytes make them panic.
 
+#[cfg(feature = "parquet")]
 use densely_core::Error;
 use densely_data::table::{MISSING, Values};
 use densely_data::{Output, Role, Table, Task, write_columns};

@@ -1,0 +1,460 @@
+//! How files and Arrow batches become columns.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float64Type, TimestampMicrosecondType};
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::{DataType, TimeUnit};
+use densely_core::{Error, Result};
+
+use super::{Column, MISSING, Table, Values};
+
+/// Texts that stand for a missing value, in CSV and in text columns of any format.
+const MISSING_TEXTS: [&str; 8] = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "?"];
+
+/// Gives each distinct text a number.
+#[derive(Debug, Default)]
+pub(super) struct Interner {
+    codes: HashMap<String, u32>,
+    pub(super) names: Vec<String>,
+}
+
+impl Interner {
+    pub(super) fn code(&mut self, text: &str) -> u32 {
+        if let Some(code) = self.codes.get(text) {
+            return *code;
+        }
+        let code = self.names.len() as u32;
+        self.codes.insert(text.to_owned(), code);
+        self.names.push(text.to_owned());
+        code
+    }
+}
+
+/// A number as tables write it; `inf` in any spelling is a number here and refused later, with its row. Digits
+/// behind a leading zero, as in postal codes, are a text.
+pub(super) fn number(text: &str) -> Option<f64> {
+    let digits = text.trim_start_matches(['-', '+']).as_bytes();
+    if let [b'0', second, ..] = digits
+        && second.is_ascii_digit()
+    {
+        return None;
+    }
+    text.parse::<f64>().ok().filter(|value| !value.is_nan())
+}
+
+fn is_missing(text: &str) -> bool {
+    MISSING_TEXTS.contains(&text)
+}
+
+/// `2013-01-31`, `2013-01-31 05:06:07`, `2013-01-31T05:06:07.5Z` as microseconds since 1970.
+pub(crate) fn parse_time(text: &str) -> Option<i64> {
+    let text = text.strip_suffix('Z').unwrap_or(text);
+    let (date, time) = match text.find(['T', ' ']) {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    };
+    let mut parts = date.splitn(3, '-');
+    let mut part = |length: usize| {
+        let part = parts.next()?;
+        (part.len() == length && part.bytes().all(|b| b.is_ascii_digit()))
+            .then(|| part.parse().ok())?
+    };
+    let (year, month, day): (i64, i64, i64) = (part(4)?, part(2)?, part(2)?);
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = [
+        31,
+        if leap { 29 } else { 28 },
+        31,
+        30,
+        31,
+        30,
+        31,
+        31,
+        30,
+        31,
+        30,
+        31,
+    ];
+    if !(1..=12).contains(&month) || day < 1 || day > days[month as usize - 1] {
+        return None;
+    }
+    // Days since 1970 by the usual count from March, so that the leap day is the last of its year.
+    let (y, m) = if month <= 2 {
+        (year - 1, month + 9)
+    } else {
+        (year, month - 3)
+    };
+    let era = y.div_euclid(400);
+    let day_of_era = (y.rem_euclid(400)) * 365 + y.rem_euclid(400) / 4 - y.rem_euclid(400) / 100
+        + (153 * m + 2) / 5
+        + day
+        - 1;
+    let mut micros = (era * 146_097 + day_of_era - 719_468) * 86_400_000_000;
+    if let Some(time) = time {
+        let mut parts = time.splitn(3, ':');
+        let hour: i64 = parts.next()?.parse().ok().filter(|h| (0..24).contains(h))?;
+        let minute: i64 = parts.next()?.parse().ok().filter(|m| (0..60).contains(m))?;
+        let second = parts.next().map_or(Some(0.0), |s| s.parse::<f64>().ok())?;
+        if !(0.0..61.0).contains(&second) {
+            return None;
+        }
+        micros += (hour * 60 + minute) * 60_000_000 + (second * 1e6).round() as i64;
+    }
+    Some(micros)
+}
+
+/// What the first pass over a CSV column saw.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    whole: u64,
+    numbers: u64,
+    times: u64,
+    texts: u64,
+}
+
+impl Seen {
+    fn note(&mut self, text: &str) {
+        if is_missing(text) {
+            return;
+        }
+        if number(text).is_some() {
+            self.numbers += 1;
+            self.whole += u64::from(
+                text.bytes()
+                    .all(|b| b.is_ascii_digit() || b == b'-' || b == b'+'),
+            );
+        } else if parse_time(text).is_some() {
+            self.times += 1;
+        } else {
+            self.texts += 1;
+        }
+    }
+
+    fn column(&self, name: &str) -> Builder {
+        let values = if self.texts + self.times == 0 && self.numbers > 0 {
+            BuilderValues::Number(Vec::new())
+        } else if self.texts + self.numbers == 0 && self.times > 0 {
+            BuilderValues::Time(Vec::new())
+        } else {
+            BuilderValues::Text(Vec::new(), Interner::default())
+        };
+        Builder {
+            name: name.to_owned(),
+            integral: self.whole == self.numbers,
+            values,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Builder {
+    name: String,
+    integral: bool,
+    values: BuilderValues,
+}
+
+#[derive(Debug)]
+enum BuilderValues {
+    Number(Vec<f64>),
+    Text(Vec<u32>, Interner),
+    Time(Vec<i64>),
+}
+
+impl Builder {
+    fn push_text(&mut self, text: &str) {
+        let missing = is_missing(text);
+        match &mut self.values {
+            BuilderValues::Number(values) => {
+                values.push(if missing {
+                    f64::NAN
+                } else {
+                    number(text).unwrap_or(f64::NAN)
+                });
+            }
+            BuilderValues::Time(values) => {
+                values.push(if missing {
+                    i64::MIN
+                } else {
+                    parse_time(text).unwrap_or(i64::MIN)
+                });
+            }
+            BuilderValues::Text(codes, interner) => {
+                codes.push(if missing {
+                    MISSING
+                } else {
+                    interner.code(text)
+                });
+            }
+        }
+    }
+
+    fn finish(self) -> Column {
+        let values = match self.values {
+            BuilderValues::Number(values) => Values::Number {
+                values,
+                integral: self.integral,
+            },
+            BuilderValues::Text(codes, interner) => Values::Text {
+                codes,
+                names: interner.names,
+            },
+            BuilderValues::Time(values) => Values::Time(values),
+        };
+        Column {
+            name: self.name,
+            values,
+        }
+    }
+}
+
+fn check_names(path: &Path, names: &[String]) -> Result<()> {
+    let mut seen = std::collections::HashSet::new();
+    match names.iter().find(|name| !seen.insert(name.as_str())) {
+        Some(name) => Err(Error::column(
+            path,
+            name,
+            "two columns have this name; rename one",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Calls `each` with the trimmed fields of every record; returns the header.
+fn csv_pass(
+    path: &Path,
+    delimiter: u8,
+    mut each: impl FnMut(&mut dyn Iterator<Item = &str>),
+) -> Result<Vec<String>> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .flexible(true)
+        .from_reader(BufReader::new(file));
+    let wrong = |e: csv::Error| match e.into_kind() {
+        csv::ErrorKind::Io(source) => Error::Io {
+            path: path.to_owned(),
+            source,
+        },
+        csv::ErrorKind::Utf8 { pos, .. } => Error::Data {
+            path: path.to_owned(),
+            row: pos.map(|pos| pos.line()),
+            column: None,
+            reason: "the text is not UTF-8; save the file as UTF-8".to_owned(),
+        },
+        other => Error::corrupt(path, format!("{other:?}")),
+    };
+    let header: Vec<String> = reader
+        .headers()
+        .map_err(wrong)?
+        .iter()
+        .map(|name| name.trim_start_matches('\u{feff}').trim().to_owned())
+        .collect();
+    if header.is_empty() {
+        return Err(Error::data(
+            path,
+            "the file is empty; expected a header and rows",
+        ));
+    }
+    let mut record = csv::StringRecord::new();
+    while reader.read_record(&mut record).map_err(wrong)? {
+        let line = record.position().map_or(0, csv::Position::line);
+        if record.len() != header.len() {
+            return Err(Error::Data {
+                path: path.to_owned(),
+                row: Some(line),
+                column: None,
+                reason: format!(
+                    "expected {} fields as in the header, got {}",
+                    header.len(),
+                    record.len()
+                ),
+            });
+        }
+        each(&mut record.iter().map(str::trim));
+    }
+    Ok(header)
+}
+
+pub(super) fn read_csv(path: &Path, delimiter: u8) -> Result<Table> {
+    let mut seen: Vec<Seen> = Vec::new();
+    let names = csv_pass(path, delimiter, |fields| {
+        for (at, field) in fields.enumerate() {
+            if seen.len() <= at {
+                seen.push(Seen::default());
+            }
+            seen[at].note(field);
+        }
+    })?;
+    check_names(path, &names)?;
+    if seen.is_empty() {
+        return Err(Error::data(path, "the file has a header but no rows"));
+    }
+    let mut builders: Vec<Builder> = names
+        .iter()
+        .zip(&seen)
+        .map(|(name, seen)| seen.column(name))
+        .collect();
+    let mut rows = 0;
+    csv_pass(path, delimiter, |fields| {
+        rows += 1;
+        for (builder, field) in builders.iter_mut().zip(fields) {
+            builder.push_text(field);
+        }
+    })?;
+    let columns = builders.into_iter().map(Builder::finish).collect();
+    Ok(Table {
+        path: path.to_owned(),
+        first_row: 2,
+        rows,
+        columns,
+        warnings: Vec::new(),
+    })
+}
+
+#[cfg(feature = "parquet")]
+pub(super) fn read_parquet(path: &Path) -> Result<Table> {
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let read = || -> Result<Table> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        let wrong = |e: parquet::errors::ParquetError| Error::corrupt(path, e.to_string());
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(wrong)?;
+        let reader = builder.with_batch_size(65_536).build().map_err(wrong)?;
+        collect(
+            path,
+            reader.map(|batch| batch.map_err(|e| Error::corrupt(path, e.to_string()))),
+        )
+    };
+    // The reader panics on some damaged files; for the user those are damaged files, not bugs of theirs.
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(Error::corrupt(
+            path,
+            "the Parquet reader could not make sense of it",
+        ))
+    })
+}
+
+#[cfg(not(feature = "parquet"))]
+pub(super) fn read_parquet(path: &Path) -> Result<Table> {
+    Err(Error::Unsupported {
+        what: format!("reading `{}`", path.display()),
+        hint: "build with the feature `parquet`, or give CSV".to_owned(),
+    })
+}
+
+/// How a column of an Arrow batch is taken; `None` leaves it out.
+fn builder_of(name: &str, kind: &DataType) -> Option<Builder> {
+    let values = match kind {
+        kind if kind.is_numeric() => BuilderValues::Number(Vec::new()),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Boolean => {
+            BuilderValues::Text(Vec::new(), Interner::default())
+        }
+        DataType::Date32 | DataType::Date64 | DataType::Timestamp(..) => {
+            BuilderValues::Time(Vec::new())
+        }
+        DataType::Dictionary(_, values) => return builder_of(name, values),
+        _ => return None,
+    };
+    Some(Builder {
+        name: name.to_owned(),
+        integral: kind.is_integer(),
+        values,
+    })
+}
+
+pub(super) fn collect(
+    path: &Path,
+    batches: impl Iterator<Item = Result<RecordBatch>>,
+) -> Result<Table> {
+    let mut schema = None;
+    let mut builders: Vec<Option<Builder>> = Vec::new();
+    let mut rows = 0;
+    for batch in batches {
+        let batch = batch?;
+        let known = schema.get_or_insert_with(|| {
+            let fields = batch.schema();
+            builders = fields
+                .fields()
+                .iter()
+                .map(|f| builder_of(f.name(), f.data_type()))
+                .collect();
+            fields
+        });
+        if known.fields() != batch.schema().fields() {
+            return Err(Error::data(path, "two batches have different columns"));
+        }
+        rows += batch.num_rows();
+        for (builder, array) in builders.iter_mut().zip(batch.columns()) {
+            if let Some(builder) = builder {
+                append(path, builder, array)?;
+            }
+        }
+    }
+    let names: Vec<String> = schema
+        .iter()
+        .flat_map(|s| s.fields().iter().map(|f| f.name().clone()))
+        .collect();
+    check_names(path, &names)?;
+    if rows == 0 {
+        return Err(Error::data(path, "the table has no rows"));
+    }
+    let warnings = names
+        .iter()
+        .zip(&builders)
+        .filter(|(_, builder)| builder.is_none())
+        .map(|(name, _)| format!("column `{name}` is neither number, text nor time: left out"))
+        .collect();
+    let columns = builders
+        .into_iter()
+        .flatten()
+        .map(Builder::finish)
+        .collect();
+    Ok(Table {
+        path: path.to_owned(),
+        first_row: 1,
+        rows,
+        columns,
+        warnings,
+    })
+}
+
+fn append(path: &Path, builder: &mut Builder, array: &dyn Array) -> Result<()> {
+    let to = match &builder.values {
+        BuilderValues::Number(_) => DataType::Float64,
+        BuilderValues::Text(..) => DataType::Utf8,
+        BuilderValues::Time(_) => DataType::Timestamp(TimeUnit::Microsecond, None),
+    };
+    let array = arrow_cast::cast(array, &to)
+        .map_err(|e| Error::column(path, &builder.name, e.to_string()))?;
+    match &mut builder.values {
+        BuilderValues::Number(values) => {
+            values.extend(
+                array
+                    .as_primitive::<Float64Type>()
+                    .iter()
+                    .map(|v| v.unwrap_or(f64::NAN)),
+            );
+        }
+        BuilderValues::Time(values) => {
+            let array = array.as_primitive::<TimestampMicrosecondType>();
+            values.extend(array.iter().map(|value| value.unwrap_or(i64::MIN)));
+        }
+        BuilderValues::Text(codes, interner) => {
+            codes.extend(array.as_string::<i32>().iter().map(|text| {
+                let text = text.unwrap_or_default().trim();
+                if is_missing(text) {
+                    MISSING
+                } else {
+                    interner.code(text)
+                }
+            }));
+        }
+    }
+    Ok(())
+}
