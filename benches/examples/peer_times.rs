@@ -1,6 +1,6 @@
 //! Our side of the comparison with Python: prints one JSON line per workload and phase, with times and a checksum.
 //!
-//! `cargo xtask bench --peers` runs it in turn with `benches/peers/tabm.py`. Both sides draw the same initial weights and rows
+//! `cargo xtask bench --peers` runs it in turn with `benches/peers/tabular.py`. Both sides draw the same initial weights and rows
 //! from the same seeds, so that equal checksums show that they computed the same function.
 #![expect(clippy::print_stdout, reason = "a command line program")]
 

@@ -4,7 +4,7 @@ Prints one JSON line per workload, phase and peer. `cargo xtask bench --peers` r
 come from the same seeds as ours, so equal checksums show that both sides computed the same function: the sum of the averaged
 predictions before training, and after three training steps.
 
-    python benches/peers/tabm.py [NAME ...] [--device cuda] [--compile]
+    python benches/peers/tabular.py [NAME ...] [--device cuda] [--compile]
 """
 
 import argparse
