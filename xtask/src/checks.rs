@@ -226,14 +226,8 @@ fn examples() -> Result<()> {
     let mut failed = Vec::new();
     for example in &examples {
         let start = Instant::now();
-        let mut command = shell::cargo(&[
-            "run",
-            "--quiet",
-            "--package",
-            &example.package,
-            "--example",
-            &example.name,
-        ]);
+        // Without `--package` the features are those of `cargo test --workspace`, and nothing is compiled twice.
+        let mut command = shell::cargo(&["run", "--quiet", "--example", &example.name]);
         if !example.features.is_empty() {
             command.arg("--features").arg(example.features.join(","));
         }
