@@ -15,6 +15,7 @@
 
 mod fault;
 mod folder;
+mod scalars;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -25,18 +26,20 @@ use std::time::{Duration, Instant};
 use densely_core::{Error, Result, Tensors, weights};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tch::Tensor;
 use tch::nn::VarStore;
-use tch::{Kind, Tensor};
 
 use crate::machine::{Env, peak_rss_mb};
 use crate::metrics::Direction;
 use crate::optim::Optimizer;
 use crate::schedule::{PlateauState, Schedule};
+pub use folder::read_log;
 use folder::{
     CONFIG, Config, ENV, FORMAT_VERSION, LOG, Log, MODEL, OPTIMIZER, PREPROCESS, STATE, State,
     TIMING, check_config, hash, lock, make_folder, offer, read_text, recover, remove, rename,
     settle_best, sha256_of, sync, to_toml, verify, warn_if_elsewhere,
 };
+use scalars::read_scalars;
 
 /// How often a run logs and saves, and when it stops early. None of it changes what is learnt.
 #[derive(Debug, Clone, PartialEq)]
@@ -685,36 +688,6 @@ impl Run {
             tracing::warn!("{}: {e}", path.display());
         }
     }
-}
-
-/// The lines of a run's log, and where it kept them.
-///
-/// # Errors
-/// [`Error::Io`]; [`Error::Corrupt`] when a line is not JSON.
-pub fn read_log(dir: &Path) -> Result<Vec<Value>> {
-    let path = dir.join(LOG);
-    let text = read_text(&path)?;
-    let parse = |(row, line): (usize, &str)| {
-        serde_json::from_str(line)
-            .map_err(|e| Error::corrupt(&path, format!("line {}: {e}", row + 1)))
-    };
-    text.lines().enumerate().map(parse).collect()
-}
-
-fn read_scalars(scalars: &[&Tensor]) -> Result<Vec<f64>> {
-    if scalars.is_empty() {
-        return Ok(Vec::new());
-    }
-    let flat = scalars
-        .iter()
-        .map(|xs| xs.f_reshape([]))
-        .collect::<std::result::Result<Vec<_>, _>>()?;
-    let stacked = Tensor::f_stack(&flat, 0)?
-        .f_to_device(tch::Device::Cpu)?
-        .f_to_kind(Kind::Double)?;
-    let mut values = vec![0.0; scalars.len()];
-    stacked.f_copy_data(&mut values, scalars.len())?;
-    Ok(values)
 }
 
 #[cfg(test)]

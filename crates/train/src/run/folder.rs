@@ -24,6 +24,20 @@ pub(super) const PREPROCESS: &str = "preprocess.json";
 pub(super) const STATE: &str = "state.json";
 pub(super) const FORMAT_VERSION: u32 = 1;
 
+/// The lines of a run's log.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Corrupt`] when a line is not JSON.
+pub fn read_log(dir: &Path) -> Result<Vec<Value>> {
+    let path = dir.join(LOG);
+    let text = read_text(&path)?;
+    let parse = |(row, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .map_err(|e| Error::corrupt(&path, format!("line {}: {e}", row + 1)))
+    };
+    text.lines().enumerate().map(parse).collect()
+}
+
 /// What `state.json` holds.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
