@@ -15,7 +15,7 @@ use serde_json::json;
 fn measure(device: tch::Device, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     let wait = || {
         if let tch::Device::Cuda(index) = device {
-            tch::Cuda::synchronize(index as i64)
+            tch::Cuda::synchronize(index as i64);
         }
     };
     let mut times = Vec::new();

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use densely_core::Result;
 use densely_core::tch::{self, Tensor};
-use densely_core::{Error, Result};
 use densely_data::{Output, write_columns};
-use densely_tabular::fit::{Ending, Event, FitOptions, Outcome, Prepared, fit};
+use densely_tabular::fit::{Event, FitOptions, Outcome, Prepared, fit};
 use densely_tabular::settings::FitSettings;
 use densely_tabular::task::Task;
 use densely_train::metrics::Metric;
@@ -68,7 +68,7 @@ pub(crate) fn describe(prepared: &Prepared, common: &Common) {
     );
 }
 
-/// Trains one seed in `folder` and writes predictions, plots and report. `None` after Ctrl-C, with everything saved.
+/// Trains one seed in `folder` and writes predictions, plots and report.
 pub(crate) fn run(
     job: &Job,
     folder: &Path,
@@ -76,7 +76,7 @@ pub(crate) fn run(
     device: tch::Device,
     resume: Option<ResumeFrom>,
     common: &Common,
-) -> Result<Option<Fitted>> {
+) -> Result<Fitted> {
     let options = FitOptions {
         folder,
         table: job.table,
@@ -115,24 +115,17 @@ pub(crate) fn run(
             );
         }
     };
-    let ending = fit(job.prepared, job.settings, &options, &mut observe)?;
+    let outcome = fit(job.prepared, job.settings, &options, &mut observe)?;
     if let Some(bar) = bar {
         bar.finish();
     }
-    let Ending::Finished(outcome) = ending else {
-        eprintln!("interrupted; everything is saved: the same command with --resume goes on");
-        return Ok(None);
-    };
     let classes = job.prepared.preprocessor.classes();
     let target = Some((job.prepared.schema.target(), &outcome.targets));
     let columns = prediction_columns(&outcome.predictions, target, classes)?;
     write_columns(&folder.join("predictions.parquet"), &columns)?;
     let plots = plots(job, folder, &outcome)?;
     write_report(job, folder, seed, &outcome)?;
-    Ok(Some(Fitted {
-        outcome: *outcome,
-        plots,
-    }))
+    Ok(Fitted { outcome, plots })
 }
 
 fn plots(job: &Job, folder: &Path, outcome: &Outcome) -> Result<Vec<PathBuf>> {
@@ -305,12 +298,4 @@ pub(crate) fn print(folder: &Path, fitted: &Fitted, common: &Common) {
         outcome.seconds,
         folder.join("report.md").display()
     );
-}
-
-/// The error of a run that Ctrl-C ended, for the exit status.
-pub(crate) fn interrupted(folder: &Path) -> Error {
-    Error::Unsupported {
-        what: format!("the result of {}", folder.display()),
-        hint: "it was interrupted; give --resume to go on".to_owned(),
-    }
 }

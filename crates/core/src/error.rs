@@ -83,6 +83,12 @@ pub enum Error {
         /// The loss that was seen.
         loss: f64,
     },
+    /// The user asked to stop; everything up to then is saved.
+    #[error("interrupted; everything is saved in {}: the same command with --resume goes on", folder.display())]
+    Interrupted {
+        /// The run folder.
+        folder: PathBuf,
+    },
     /// Something this build or machine cannot do.
     #[error("{what} is not available: {hint}")]
     Unsupported {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use densely_core::{Device, Error, Result};
 use densely_data::Table;
-use densely_tabular::fit::{Ending, Event, FitOptions, Fitted, Prepared, fit};
+use densely_tabular::fit::{Event, FitOptions, Fitted, Prepared, fit};
 use densely_tabular::settings::FitSettings;
 use serde_json::json;
 
@@ -63,10 +63,9 @@ fn main() -> Result<()> {
             println!("epoch {epoch}: validation score {score:.3}");
         }
     };
-    if let Ending::Finished(outcome) = fit(&prepared, &settings, &options, &mut observe)? {
-        for (metric, value) in &outcome.test {
-            println!("test {} {value:.3}", metric.name());
-        }
+    let outcome = fit(&prepared, &settings, &options, &mut observe)?;
+    for (metric, value) in &outcome.test {
+        println!("test {} {value:.3}", metric.name());
     }
     // The run folder is all that prediction needs.
     let (predictions, _) = Fitted::open(&run, device)?.predict(&table, false)?;

@@ -178,15 +178,6 @@ pub enum Event {
     },
 }
 
-/// How a fit ended.
-#[derive(Debug)]
-pub enum Ending {
-    /// Early stopping or the last epoch.
-    Finished(Box<Outcome>),
-    /// Ctrl-C: the step was finished and everything saved.
-    Interrupted,
-}
-
 /// What a finished fit found.
 #[derive(Debug)]
 pub struct Outcome {
@@ -221,13 +212,13 @@ pub struct Outcome {
 ///
 /// # Errors
 /// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the
-/// batch saved beside the checkpoints; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
+/// batch saved beside the checkpoints; [`Error::Interrupted`] after Ctrl-C; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
 pub fn fit(
     prepared: &Prepared,
     settings: &FitSettings,
     options: &FitOptions,
     observe: &mut dyn FnMut(&Event),
-) -> Result<Ending> {
+) -> Result<Outcome> {
     let start = Instant::now();
     settings.train.validate()?;
     let train = &settings.train;
@@ -306,7 +297,9 @@ pub fn fit(
             });
             if run.interrupted() {
                 run.checkpoint(&vs, &optimizer)?;
-                return Ok(Ending::Interrupted);
+                return Err(Error::Interrupted {
+                    folder: options.folder.to_owned(),
+                });
             }
             if run.should_checkpoint() {
                 run.checkpoint(&vs, &optimizer)?;
@@ -337,7 +330,9 @@ pub fn fit(
         });
         if run.interrupted() {
             run.checkpoint(&vs, &optimizer)?;
-            return Ok(Ending::Interrupted);
+            return Err(Error::Interrupted {
+                folder: options.folder.to_owned(),
+            });
         }
     }
     if !run.progress().finished {
@@ -363,7 +358,7 @@ pub fn fit(
     };
     let (valid_predictions, valid_targets) = evaluate(&valid)?;
     let (predictions, targets) = evaluate(&prepared.test.to_device(options.device))?;
-    Ok(Ending::Finished(Box::new(Outcome {
+    Ok(Outcome {
         parameters,
         best_epoch,
         epochs,
@@ -375,7 +370,7 @@ pub fn fit(
         members,
         seconds: start.elapsed().as_secs_f64(),
         peak_mb: peak_rss_mb(),
-    })))
+    })
 }
 
 fn open_run(settings: &FitSettings, options: &FitOptions) -> Result<Run> {

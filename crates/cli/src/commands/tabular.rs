@@ -176,8 +176,7 @@ fn fit(arguments: &Fit, common: &Common) -> Result<()> {
         device,
         resume,
         common,
-    )?
-    .ok_or_else(|| fitting::interrupted(&folder))?;
+    )?;
     fitting::print(&folder, &fitted, common);
     Ok(())
 }

@@ -75,8 +75,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let mut results = Vec::new();
     for seed in &recipe.seeds {
         let folder = out.join(format!("seed-{seed}"));
-        let fitted = fitting::run(&job, &folder, *seed, device, resume, common)?
-            .ok_or_else(|| fitting::interrupted(&folder))?;
+        let fitted = fitting::run(&job, &folder, *seed, device, resume, common)?;
         if !common.json {
             fitting::print(&folder, &fitted, common);
         }
