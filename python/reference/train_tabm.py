@@ -45,8 +45,8 @@ RECIPES: dict[str, dict] = {
     "tabm-california": {"model": "tabm", "lr": 5e-3, "max_epochs": 24},
     "tabm-ple-california": {"model": "tabm", "n_bins": 48, "d_embedding": 16, "lr": 5e-3, "max_epochs": 24},
     "mlp-california": {"model": "mlp", "lr": 1e-3, "max_epochs": 60},
-    "tabm-adult": {"model": "tabm", "max_epochs": 5},
-    "tabm-mini-adult": {"model": "tabm-mini", "max_epochs": 5},
+    "tabm-adult": {"model": "tabm", "lr": 3e-3, "max_epochs": 12},
+    "tabm-mini-adult": {"model": "tabm-mini", "lr": 3e-3, "max_epochs": 12},
     "mlp-adult": {"model": "mlp", "lr": 1e-3, "max_epochs": 15},
 }
 

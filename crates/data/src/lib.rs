@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod dataset;
+mod matrix;
 pub mod preprocess;
 pub mod quantile;
 pub mod schema;

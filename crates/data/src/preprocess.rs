@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::dataset::Dataset;
+use crate::matrix::Matrix;
 use crate::quantile;
 use crate::schema::{Role, Schema, Task};
 use crate::split::Split;
-use crate::table::{MISSING, Table};
+use crate::table::{MISSING, Table, available_memory};
 
 /// What happens to numbers before the network sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -283,6 +284,21 @@ impl Preprocessor {
         rows: Option<&[u32]>,
         with_target: bool,
     ) -> Result<Dataset> {
+        self.transform_within(table, rows, with_target, available_memory() / 2)
+    }
+
+    /// As [`transform`](Self::transform), with the bytes up to which the features are held in memory. Larger ones lie
+    /// in a file in the temporary folder, which goes with the dataset; batches are then read from the disk.
+    ///
+    /// # Errors
+    /// Those of [`transform`](Self::transform), and [`Error::Io`] of that file.
+    pub fn transform_within(
+        &self,
+        table: &Table,
+        rows: Option<&[u32]>,
+        with_target: bool,
+        bytes: u64,
+    ) -> Result<Dataset> {
         self.check_columns(table, with_target)?;
         let all: Vec<u32>;
         let rows = if let Some(rows) = rows {
@@ -291,38 +307,41 @@ impl Preprocessor {
             all = (0..table.row_count() as u32).collect();
             &all
         };
-        let x_num = self
-            .numeric
-            .iter()
-            .map(|column| {
-                let values = table.numbers(&column.name)?;
-                let values: Vec<f32> = rows
-                    .iter()
-                    .map(|row| values[*row as usize] as f32)
-                    .collect();
-                let mut values = column.transform.apply(&values);
-                values
-                    .iter_mut()
-                    .filter(|value| value.is_nan())
-                    .for_each(|value| *value = 0.0);
-                Ok(Tensor::from_slice(&values))
-            })
-            .collect::<Result<Vec<Tensor>>>()?;
-        let x_cat = self
-            .categorical
-            .iter()
-            .map(|column| Ok(Tensor::from_slice(&encode(table, column, rows)?)))
-            .collect::<Result<Vec<Tensor>>>()?;
-        let stack =
-            |columns: Vec<Tensor>| (!columns.is_empty()).then(|| Tensor::stack(&columns, 1));
+        let cells = rows.len() as u64 * (self.numeric.len() + self.categorical.len()) as u64;
+        let in_file = cells * 4 > bytes;
+        if in_file {
+            tracing::warn!(
+                "the features take {} MB, more than the free memory allows: they go to a file in {}",
+                cells * 4 / 1_000_000,
+                std::env::temp_dir().display()
+            );
+        }
+        let mut x_num = Matrix::new(rows.len(), in_file)?;
+        for column in &self.numeric {
+            let values = table.numbers(&column.name)?;
+            let values: Vec<f32> = rows
+                .iter()
+                .map(|row| values[*row as usize] as f32)
+                .collect();
+            let mut values = column.transform.apply(&values);
+            values
+                .iter_mut()
+                .filter(|value| value.is_nan())
+                .for_each(|value| *value = 0.0);
+            x_num.push(&values)?;
+        }
+        let mut x_cat = Matrix::new(rows.len(), in_file)?;
+        for column in &self.categorical {
+            x_cat.push(&encode(table, column, rows)?)?;
+        }
         let y = with_target.then(|| self.targets(table, rows)).transpose()?;
         let weight = match &self.weight {
             Some(name) if with_target => Some(weights(table, name, rows)?),
             _ => None,
         };
         Ok(Dataset {
-            x_num: stack(x_num),
-            x_cat: stack(x_cat),
+            x_num: x_num.finish()?,
+            x_cat: x_cat.finish()?,
             y,
             weight,
         })
@@ -337,7 +356,7 @@ impl Preprocessor {
             .chain(target)
             .chain(weight);
         let absent: Vec<&str> = needed
-            .filter(|name| !table.columns().iter().any(|column| column.name == *name))
+            .filter(|name| !table.names().iter().any(|column| column == name))
             .collect();
         if absent.is_empty() {
             return Ok(());

@@ -86,6 +86,12 @@ impl Schema {
     /// [`Error::Data`] for columns that are not there, a target that is missing in some row, has no or one value,
     /// or does not fit the task, and a column of numbers with a stray text.
     pub fn infer(table: &Table, options: &SchemaOptions) -> Result<Self> {
+        if table.row_count() > u32::MAX as usize {
+            return Err(Error::data(
+                table.path(),
+                "the table has more than 4,294,967,295 rows; split it",
+            ));
+        }
         let mut claimed = options.roles.clone();
         let named = [
             (Some(&options.target), Role::Target),
@@ -103,7 +109,7 @@ impl Schema {
             }
         }
         for name in claimed.keys() {
-            table.column(name)?;
+            table.require(name)?;
         }
         let targets = claimed
             .values()
@@ -115,12 +121,12 @@ impl Schema {
 
         let mut warnings = table.warnings().to_vec();
         let mut columns = Vec::new();
-        for column in table.columns() {
-            let role = match claimed.get(&column.name) {
+        for name in table.names() {
+            let role = match claimed.get(name) {
                 Some(role) => *role,
-                None => infer_role(table, column, &mut warnings)?,
+                None => infer_role(table, &*table.column(name)?, &mut warnings)?,
             };
-            columns.push((column.name.clone(), role));
+            columns.push((name.clone(), role));
         }
         let features = [Role::Numeric, Role::Binary, Role::Categorical];
         if !columns.iter().any(|(_, role)| features.contains(role)) {
@@ -257,7 +263,7 @@ fn infer_target(
             _ => Task::Regression,
         },
         (None, Values::Text { names, .. }) => {
-            if let Some((row, text)) = stray_text(column) {
+            if let Some((row, text)) = stray_text(&column) {
                 let reason = format!("nearly all targets are numbers, but here stands `{text}`");
                 return Err(table.error(name, row, reason));
             }

@@ -1,8 +1,10 @@
 //! Tables from CSV, TSV, Parquet or Arrow batches, held compactly: numbers as f64, texts as codes.
 //!
 //! A file is read in batches, never as a whole: CSV in two passes (kinds, then values), Parquet and Arrow in one.
-//! A table takes 8 bytes for each number or time and 4 for each text, plus its distinct texts.
+//! A table takes 8 bytes for each number or time and 4 for each text, plus its distinct texts. One that would take
+//! too much stays in its file, and one column at a time is in memory.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use arrow_array::RecordBatch;
@@ -11,20 +13,30 @@ use densely_core::{Error, Result};
 mod read;
 
 pub(crate) use read::parse_time;
-use read::{Interner, collect, number, read_csv, read_parquet};
+use read::{FileColumns, Interner, collect, number, read_csv, read_parquet};
 
 /// A missing text's code.
 pub const MISSING: u32 = u32::MAX;
 
-/// A table in memory.
+/// A table whose columns are in memory, or are read from its file when they are asked for.
 #[derive(Debug, Clone)]
 pub struct Table {
     path: PathBuf,
     /// What to add to a zero-based row for the number a person sees: CSV counts its header.
     first_row: u64,
     rows: usize,
-    columns: Vec<Column>,
+    names: Vec<String>,
+    store: Store,
     warnings: Vec<String>,
+}
+
+/// Where the values are.
+#[derive(Debug, Clone)]
+enum Store {
+    /// In the order of the names.
+    Memory(Vec<Column>),
+    /// In the file, read again for each column.
+    File(FileColumns),
 }
 
 /// A column of a table.
@@ -64,16 +76,26 @@ impl Table {
     /// [`Error::Io`]; [`Error::Data`] for a table without rows, a row of another length, two columns of one name;
     /// [`Error::Corrupt`] for bytes that are not of the format; [`Error::Unsupported`] for other endings, and for
     /// Parquet without the feature `parquet`.
+    /// A table that would take more than a quarter of the free memory stays in its file: each column is read when it
+    /// is asked for, and only it is in memory.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_within(path, available_memory() / 4)
+    }
+
+    /// As [`open`](Self::open), with the bytes up to which the table is held in memory.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_within(path: &Path, bytes: u64) -> Result<Self> {
         let ending = path
             .extension()
             .and_then(|e| e.to_str())
             .unwrap_or_default()
             .to_lowercase();
         match ending.as_str() {
-            "csv" => read_csv(path, b','),
-            "tsv" | "tab" => read_csv(path, b'\t'),
-            "parquet" | "brotli" => read_parquet(path),
+            "csv" => read_csv(path, b',', bytes),
+            "tsv" | "tab" => read_csv(path, b'\t', bytes),
+            "parquet" | "brotli" => read_parquet(path, bytes),
             _ => Err(Error::Unsupported {
                 what: format!("reading `{}`", path.display()),
                 hint: "name it .csv, .tsv or .parquet".to_owned(),
@@ -99,9 +121,14 @@ impl Table {
         self.rows
     }
 
-    /// All columns, in the file's order.
-    pub fn columns(&self) -> &[Column] {
-        &self.columns
+    /// Names of the columns, in the file's order.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Whether all columns are in memory.
+    pub fn in_memory(&self) -> bool {
+        matches!(self.store, Store::Memory(_))
     }
 
     /// What was left out while reading.
@@ -112,13 +139,28 @@ impl Table {
     /// The column of this name.
     ///
     /// # Errors
-    /// [`Error::Data`] with the nearest names.
-    pub fn column(&self, name: &str) -> Result<&Column> {
-        self.columns
+    /// [`Error::Data`] with the nearest names; those of reading, when the column is in the file.
+    pub fn column(&self, name: &str) -> Result<Cow<'_, Column>> {
+        let at = self.require(name)?;
+        match &self.store {
+            Store::Memory(columns) => Ok(Cow::Borrowed(&columns[at])),
+            Store::File(file) => {
+                let column = file.read(&self.path, at)?;
+                if column.len() != self.rows {
+                    return Err(Error::corrupt(&self.path, "it changed while it was read"));
+                }
+                Ok(Cow::Owned(column))
+            }
+        }
+    }
+
+    /// The place of the column of this name.
+    pub(crate) fn require(&self, name: &str) -> Result<usize> {
+        self.names
             .iter()
-            .find(|column| column.name == name)
+            .position(|other| other == name)
             .ok_or_else(|| {
-                let names = self.columns.iter().map(|column| column.name.as_str());
+                let names = self.names.iter().map(String::as_str);
                 let nearest = densely_core::registry::nearest(names, name).join("`, `");
                 Error::data(
                     &self.path,
@@ -208,6 +250,14 @@ impl Table {
 }
 
 impl Column {
+    fn len(&self) -> usize {
+        match &self.values {
+            Values::Number { values, .. } => values.len(),
+            Values::Text { codes, .. } => codes.len(),
+            Values::Time(values) => values.len(),
+        }
+    }
+
     /// Rows without a value.
     pub fn missing(&self) -> usize {
         match &self.values {
@@ -237,6 +287,16 @@ impl Column {
         };
         within.then_some(seen.len())
     }
+}
+
+/// Bytes of memory that the system could give to a program now; 4 GiB where it does not tell.
+pub(crate) fn available_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(4 << 30, |kib| kib * 1024)
 }
 
 /// A text column that is mostly numbers: the zero-based row of its first text, and that text.

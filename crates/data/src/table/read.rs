@@ -11,7 +11,7 @@ use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, TimeUnit};
 use densely_core::{Error, Result};
 
-use super::{Column, MISSING, Table, Values};
+use super::{Column, MISSING, Store, Table, Values};
 
 /// Texts that stand for a missing value, in CSV and in text columns of any format.
 const MISSING_TEXTS: [&str; 8] = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "?"];
@@ -110,7 +110,7 @@ pub(crate) fn parse_time(text: &str) -> Option<i64> {
 
 /// What the first pass over a CSV column saw.
 #[derive(Debug, Clone, Default)]
-struct Seen {
+pub(super) struct Seen {
     whole: u64,
     numbers: u64,
     times: u64,
@@ -280,9 +280,57 @@ fn csv_pass(
     Ok(header)
 }
 
-pub(super) fn read_csv(path: &Path, delimiter: u8) -> Result<Table> {
+/// What it takes to read single columns of a file again.
+#[derive(Debug, Clone)]
+pub(super) enum FileColumns {
+    /// What the first pass saw of each column.
+    Csv {
+        delimiter: u8,
+        names: Vec<String>,
+        seen: Vec<Seen>,
+    },
+    /// Places of the columns among the file's root columns.
+    #[cfg(feature = "parquet")]
+    Parquet { places: Vec<usize> },
+}
+
+impl FileColumns {
+    /// The column at place `at` of the table.
+    pub(super) fn read(&self, path: &Path, at: usize) -> Result<Column> {
+        match self {
+            Self::Csv {
+                delimiter,
+                names,
+                seen,
+            } => {
+                let mut builder = seen[at].column(&names[at]);
+                csv_pass(path, *delimiter, |fields| {
+                    if let Some(field) = fields.nth(at) {
+                        builder.push_text(field);
+                    }
+                })?;
+                Ok(builder.finish())
+            }
+            #[cfg(feature = "parquet")]
+            Self::Parquet { places } => {
+                let table = parquet_batches(path, Some(places[at]))?;
+                match table.store {
+                    Store::Memory(mut columns) if columns.len() == 1 => Ok(columns.remove(0)),
+                    _ => Err(Error::corrupt(path, "it changed while it was read")),
+                }
+            }
+        }
+    }
+}
+
+/// Bytes that a number takes in memory; what a table takes is estimated as if it held nothing else.
+const CELL: u64 = 8;
+
+pub(super) fn read_csv(path: &Path, delimiter: u8, limit: u64) -> Result<Table> {
+    let mut rows = 0;
     let mut seen: Vec<Seen> = Vec::new();
     let names = csv_pass(path, delimiter, |fields| {
+        rows += 1;
         for (at, field) in fields.enumerate() {
             if seen.len() <= at {
                 seen.push(Seen::default());
@@ -294,14 +342,28 @@ pub(super) fn read_csv(path: &Path, delimiter: u8) -> Result<Table> {
     if seen.is_empty() {
         return Err(Error::data(path, "the file has a header but no rows"));
     }
+    if rows as u64 * names.len() as u64 * CELL > limit {
+        let store = Store::File(FileColumns::Csv {
+            delimiter,
+            names: names.clone(),
+            seen,
+        });
+        let warnings = vec![stays_in_file()];
+        return Ok(Table {
+            path: path.to_owned(),
+            first_row: 2,
+            rows,
+            names,
+            store,
+            warnings,
+        });
+    }
     let mut builders: Vec<Builder> = names
         .iter()
         .zip(&seen)
         .map(|(name, seen)| seen.column(name))
         .collect();
-    let mut rows = 0;
     csv_pass(path, delimiter, |fields| {
-        rows += 1;
         for (builder, field) in builders.iter_mut().zip(fields) {
             builder.push_text(field);
         }
@@ -311,28 +373,89 @@ pub(super) fn read_csv(path: &Path, delimiter: u8) -> Result<Table> {
         path: path.to_owned(),
         first_row: 2,
         rows,
-        columns,
+        names,
+        store: Store::Memory(columns),
         warnings: Vec::new(),
     })
 }
 
-#[cfg(feature = "parquet")]
-pub(super) fn read_parquet(path: &Path) -> Result<Table> {
-    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
+fn stays_in_file() -> String {
+    "the table is large beside the free memory: its columns are read from the file as they are needed".to_owned()
+}
 
-    let read = || -> Result<Table> {
-        let file = File::open(path).map_err(Error::io(path))?;
+#[cfg(feature = "parquet")]
+pub(super) fn read_parquet(path: &Path, limit: u64) -> Result<Table> {
+    let (rows, columns) = guarded(path, || {
+        let metadata = parquet_reader(path)?;
+        let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
+        let columns: Vec<(String, bool)> = metadata
+            .schema()
+            .fields()
+            .iter()
+            .map(|f| {
+                (
+                    f.name().clone(),
+                    builder_of(f.name(), f.data_type()).is_some(),
+                )
+            })
+            .collect();
+        Ok((rows, columns))
+    })?;
+    if rows as u64 * columns.len() as u64 * CELL <= limit {
+        return parquet_batches(path, None);
+    }
+    let all: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
+    check_names(path, &all)?;
+    let mut warnings = vec![stays_in_file()];
+    warnings.extend(
+        columns
+            .iter()
+            .filter(|(_, used)| !used)
+            .map(|(name, _)| left_out(name)),
+    );
+    let used = columns.iter().enumerate().filter(|(_, (_, used))| *used);
+    let (places, names) = used.map(|(place, (name, _))| (place, name.clone())).unzip();
+    let store = Store::File(FileColumns::Parquet { places });
+    Ok(Table {
+        path: path.to_owned(),
+        first_row: 1,
+        rows,
+        names,
+        store,
+        warnings,
+    })
+}
+
+/// All columns of a Parquet file, or the one at a place.
+#[cfg(feature = "parquet")]
+fn parquet_batches(path: &Path, place: Option<usize>) -> Result<Table> {
+    guarded(path, || {
         let wrong = |e: parquet::errors::ParquetError| Error::corrupt(path, e.to_string());
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(wrong)?;
+        let mut builder = parquet_reader(path)?;
+        if let Some(place) = place {
+            let mask = parquet::arrow::ProjectionMask::roots(builder.parquet_schema(), [place]);
+            builder = builder.with_projection(mask);
+        }
         let reader = builder.with_batch_size(65_536).build().map_err(wrong)?;
-        collect(
-            path,
-            reader.map(|batch| batch.map_err(|e| Error::corrupt(path, e.to_string()))),
-        )
-    };
-    // The reader panics on some damaged files; for the user those are damaged files, not bugs of theirs.
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        let batches = reader.map(|batch| batch.map_err(|e| Error::corrupt(path, e.to_string())));
+        collect(path, batches)
+    })
+}
+
+#[cfg(feature = "parquet")]
+fn parquet_reader(
+    path: &Path,
+) -> Result<parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder<File>> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file)
+        .map_err(|e| Error::corrupt(path, e.to_string()))
+}
+
+/// Runs `read`; its panics are errors. The Parquet reader panics on some damaged files; for the user those are
+/// damaged files, not bugs of theirs.
+#[cfg(feature = "parquet")]
+fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|_| {
         Err(Error::corrupt(
             path,
             "the Parquet reader could not make sense of it",
@@ -341,7 +464,7 @@ pub(super) fn read_parquet(path: &Path) -> Result<Table> {
 }
 
 #[cfg(not(feature = "parquet"))]
-pub(super) fn read_parquet(path: &Path) -> Result<Table> {
+pub(super) fn read_parquet(path: &Path, _: u64) -> Result<Table> {
     Err(Error::Unsupported {
         what: format!("reading `{}`", path.display()),
         hint: "build with the feature `parquet`, or give CSV".to_owned(),
@@ -366,6 +489,10 @@ fn builder_of(name: &str, kind: &DataType) -> Option<Builder> {
         integral: kind.is_integer(),
         values,
     })
+}
+
+fn left_out(name: &str) -> String {
+    format!("column `{name}` is neither number, text nor time: left out")
 }
 
 pub(super) fn collect(
@@ -408,9 +535,9 @@ pub(super) fn collect(
         .iter()
         .zip(&builders)
         .filter(|(_, builder)| builder.is_none())
-        .map(|(name, _)| format!("column `{name}` is neither number, text nor time: left out"))
+        .map(|(name, _)| left_out(name))
         .collect();
-    let columns = builders
+    let columns: Vec<Column> = builders
         .into_iter()
         .flatten()
         .map(Builder::finish)
@@ -419,7 +546,8 @@ pub(super) fn collect(
         path: path.to_owned(),
         first_row: 1,
         rows,
-        columns,
+        names: columns.iter().map(|column| column.name.clone()).collect(),
+        store: Store::Memory(columns),
         warnings,
     })
 }

@@ -106,6 +106,43 @@ fn a_saved_preprocessor_gives_the_same_bits() {
 }
 
 #[test]
+fn features_in_a_file_are_those_in_memory() {
+    let (fitted, train, _) = fitted(NumericTransform::Standard);
+    let table = table(CSV);
+    let spilled = fitted
+        .transform_within(&table, Some(&[0, 1, 2, 3]), true, 0)
+        .unwrap();
+    assert_bits(
+        &spilled.x_num.as_ref().unwrap().contiguous(),
+        train.x_num.as_ref().unwrap(),
+    );
+    assert_bits(
+        &spilled.x_cat.as_ref().unwrap().contiguous(),
+        train.x_cat.as_ref().unwrap(),
+    );
+    let batch = spilled
+        .epoch(3, Order::Shared, 0, 0, 0)
+        .next()
+        .unwrap()
+        .unwrap();
+    let same = train
+        .epoch(3, Order::Shared, 0, 0, 0)
+        .next()
+        .unwrap()
+        .unwrap();
+    assert_bits(&batch.x_num.unwrap(), &same.x_num.unwrap());
+    assert_bits(&batch.x_cat.unwrap(), &same.x_cat.unwrap());
+    let prefix = format!("densely-features-{}-", std::process::id());
+    let mut left = std::fs::read_dir(std::env::temp_dir()).unwrap();
+    assert!(!left.any(|e| {
+        e.unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with(&prefix)
+    }));
+}
+
+#[test]
 fn rare_categories_beyond_the_limit_count_as_unseen() {
     let rows: String = (0..60)
         .map(|i| format!("{},{i}\n", ["a", "a", "b", "b", "c", "d"][i % 6]))

@@ -13,29 +13,25 @@ fn csv_kinds_and_missing_values() {
     let table = table(
         "\u{feff}a,b,c,d,\"e, f\"\n1,x,2013-01-31,007,1e3\n-2, ? ,,008,NA\n,y,2013-02-28T12:00:00Z,009,-0.5\n",
     );
-    let names: Vec<&str> = table.columns().iter().map(|c| c.name.as_str()).collect();
+    let columns: Vec<_> = table
+        .names()
+        .iter()
+        .map(|n| table.column(n).unwrap())
+        .collect();
+    let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
     assert_eq!(names, ["a", "b", "c", "d", "e, f"]);
     assert!(matches!(
-        table.columns()[0].values,
+        columns[0].values,
         Values::Number { integral: true, .. }
     ));
+    assert!(matches!(&columns[1].values, Values::Text { codes, .. } if *codes == [0, MISSING, 1]));
     assert!(
-        matches!(&table.columns()[1].values, Values::Text { codes, .. } if *codes == [0, MISSING, 1])
+        matches!(&columns[2].values, Values::Time(t) if *t == [1_359_590_400_000_000, i64::MIN, 1_362_052_800_000_000])
     );
-    assert!(
-        matches!(&table.columns()[2].values, Values::Time(t) if *t == [1_359_590_400_000_000, i64::MIN, 1_362_052_800_000_000])
-    );
-    assert!(matches!(&table.columns()[3].values, Values::Text { names, .. } if names[0] == "007"));
+    assert!(matches!(&columns[3].values, Values::Text { names, .. } if names[0] == "007"));
     assert_eq!(table.numbers("e, f").unwrap()[0], 1000.0);
     assert!(table.numbers("e, f").unwrap()[1].is_nan());
-    assert_eq!(
-        table
-            .columns()
-            .iter()
-            .map(densely_data::table::Column::missing)
-            .sum::<usize>(),
-        4
-    );
+    assert_eq!(columns.iter().map(|c| c.missing()).sum::<usize>(), 4);
 }
 
 #[test]
@@ -141,6 +137,54 @@ mod parquet {
             bytes[place] = value;
             let _ = Table::open(&TableFile::new("t.parquet", &bytes).path);
         }
+    }
+}
+
+#[test]
+fn a_table_that_stays_in_its_file_gives_the_same_columns() {
+    let rows: String = (0..50)
+        .map(|i| {
+            format!(
+                "{},{},2013-01-{:02}\n",
+                i * 7 % 13,
+                ["x", "y", "?"][i % 3],
+                i % 28 + 1
+            )
+        })
+        .collect();
+    let csv = TableFile::new("t.csv", format!("a,b,c\n{rows}").as_bytes());
+    let mut files = vec![csv];
+    if cfg!(feature = "parquet") {
+        let parquet = TableFile::new("t.parquet", b"");
+        let table = Table::open(&files[0].path).unwrap();
+        let (codes, names) = table.texts("b").unwrap();
+        let texts = codes
+            .iter()
+            .map(|c| names.get(*c as usize).cloned().unwrap_or_default())
+            .collect();
+        let columns = [
+            ("a".to_owned(), Output::Numbers(table.numbers("a").unwrap())),
+            ("b".to_owned(), Output::Texts(texts)),
+        ];
+        write_columns(&parquet.path, &columns).unwrap();
+        files.push(parquet);
+    }
+    for file in &files {
+        let (whole, lazy) = (
+            Table::open(&file.path).unwrap(),
+            Table::open_within(&file.path, 0).unwrap(),
+        );
+        assert!(whole.in_memory() && !lazy.in_memory());
+        assert_eq!(
+            (whole.names(), whole.row_count()),
+            (lazy.names(), lazy.row_count())
+        );
+        for name in whole.names() {
+            assert_eq!(whole.texts(name).unwrap(), lazy.texts(name).unwrap());
+        }
+        assert!(lazy.warnings()[0].contains("read from the file"));
+        std::fs::write(&file.path, b"a,b,c\n1,x,2013-01-01\n").unwrap();
+        assert!(lazy.numbers("a").is_err(), "the file changed");
     }
 }
 
