@@ -164,6 +164,16 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
+    /// What libtorch said: its first line, and the C++ stack.
+    pub fn torch(text: impl AsRef<str>) -> Self {
+        let text = text.as_ref();
+        let (message, trace) = text.split_once('\n').unwrap_or((text, ""));
+        Self::Torch {
+            message: message.to_owned(),
+            trace: trace.to_owned(),
+        }
+    }
+
     /// A file whose bytes are not what its format promises.
     pub fn corrupt(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::Corrupt {
@@ -179,10 +189,6 @@ impl From<tch::TchError> for Error {
             tch::TchError::Torch(text) => text,
             other => other.to_string(),
         };
-        let (message, trace) = text.split_once('\n').unwrap_or((&text, ""));
-        Self::Torch {
-            message: message.to_owned(),
-            trace: trace.to_owned(),
-        }
+        Self::torch(text)
     }
 }

@@ -79,17 +79,19 @@ pub struct Linear {
 
 /// A [`Linear`] with bias; weight and bias start at U(±1/√in).
 pub fn linear(vs: &Path, inputs: i64, outputs: i64) -> Linear {
-    let bound = rsqrt(inputs);
-    let weight = parameter(
-        vs,
-        "weight",
-        &uniform(&[outputs, inputs], kaiming_bound(inputs)),
-    );
-    let bias = parameter(vs, "bias", &uniform(&[outputs], bound));
+    let (weight, bias) = linear_parameters(vs, inputs, outputs);
     Linear {
         weight,
         bias: Some(bias),
     }
+}
+
+/// Weight `[out, in]` and bias `[out]` of a [`linear`], for layers that use them in their own way.
+pub fn linear_parameters(vs: &Path, inputs: i64, outputs: i64) -> (Tensor, Tensor) {
+    let values = uniform(&[outputs, inputs], kaiming_bound(inputs));
+    let weight = parameter(vs, "weight", &values);
+    let bias = parameter(vs, "bias", &uniform(&[outputs], rsqrt(inputs)));
+    (weight, bias)
 }
 
 /// A [`Linear`] without bias; the weight starts at U(±1/√in).

@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use tch::Tensor;
+
 static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// Seeds libtorch's generators and runs `draw`, so that what it draws is a function of `seed`.
@@ -13,4 +15,9 @@ pub fn seeded<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
     let _guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed);
     draw()
+}
+
+/// A number from libtorch's global generator, to seed something else with.
+pub fn draw_seed() -> i64 {
+    Tensor::randint(i64::MAX, [1], tch::kind::INT64_CPU).int64_value(&[0])
 }

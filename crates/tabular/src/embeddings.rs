@@ -6,6 +6,7 @@
 
 use densely_core::nn::{self, Linear};
 use densely_core::{Error, Result, check};
+use densely_torch_ext::fused::{self, Piecewise};
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
 use tch::{Kind, Tensor};
@@ -204,11 +205,14 @@ pub enum NumEmbedding {
 
 impl NumEmbedding {
     /// `[batch, features]` → `[batch, features, d_embedding]`.
-    pub fn forward(&self, xs: &Tensor) -> Tensor {
-        match self {
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        Ok(match self {
             Self::Linear(linear) => linear.forward(xs),
             Self::LinearRelu(linear) => linear.forward(xs).relu(),
-            Self::PiecewiseLinear(embedding) => embedding.forward(xs),
+            Self::PiecewiseLinear(embedding) => embedding.forward(xs)?,
             Self::Periodic {
                 weight,
                 linear,
@@ -222,7 +226,7 @@ impl NumEmbedding {
                 };
                 if *activation { ys.relu() } else { ys }
             }
-        }
+        })
     }
 }
 
@@ -299,6 +303,8 @@ pub struct PiecewiseLinear {
     weight: Tensor,
     bias: Tensor,
     single_bin_mask: Option<Tensor>,
+    /// Bins of each feature, `[features]`, on the CPU.
+    bins: Tensor,
     linear: NLinear,
     activation: bool,
 }
@@ -315,6 +321,7 @@ impl PiecewiseLinear {
         let linear0 = (version == PiecewiseVersion::B)
             .then(|| LinearEmbedding::new(&(vs / "linear0"), features, d_embedding));
 
+        let counts: Vec<i64> = bins.iter().map(|edges| edges.len() as i64 - 1).collect();
         let columns = bins.iter().map(|edges| edges.len() - 1).max().unwrap_or(1);
         let mut weight = vec![0f32; bins.len() * columns];
         let mut bias = weight.clone();
@@ -367,6 +374,7 @@ impl PiecewiseLinear {
             weight,
             bias,
             single_bin_mask,
+            bins: Tensor::from_slice(&counts),
             linear,
             activation,
         }
@@ -391,13 +399,26 @@ impl PiecewiseLinear {
         )
     }
 
-    fn forward(&self, xs: &Tensor) -> Tensor {
-        let ys = self.linear.forward(&self.encode(xs));
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let (linear, linear0) = (&self.linear, &self.linear0);
+        if fused::enabled(&linear.weight) && fused::enabled(xs) {
+            let embedding = Piecewise {
+                slope: &self.weight,
+                shift: &self.bias,
+                bins: &self.bins,
+                weight: &linear.weight,
+                bias: linear.bias.as_ref(),
+                linear: linear0.as_ref().map(|linear0| (&linear0.weight, &linear0.bias)),
+                relu: self.activation,
+            };
+            return fused::piecewise(xs, &embedding).map_err(Error::torch);
+        }
+        let ys = linear.forward(&self.encode(xs));
         let ys = if self.activation { ys.relu() } else { ys };
-        match &self.linear0 {
+        Ok(match linear0 {
             Some(linear0) => linear0.forward(xs) + ys,
             None => ys,
-        }
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the tabular models share: features to one flat row, and layers that hold k members.
 
-use densely_core::nn::{self};
-use densely_core::{Error, Result, Tensors, check};
+use densely_core::random::draw_seed;
+use densely_core::{Error, Result, Tensors, check, nn};
+use densely_torch_ext::fused::{self, Block};
 use serde::{Deserialize, Serialize};
 use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
@@ -108,10 +109,10 @@ impl Features {
             .as_ref()
             .or(x_cat.as_ref())
             .is_some_and(|(_, members)| *members);
-        let x_num = x_num.map(|(xs, _)| match &self.num_module {
-            Some(module) => module.forward(&xs).flatten(1, 2), // [rows, n * d_embedding]
-            None => xs,
-        });
+        let x_num = match (x_num, &self.num_module) {
+            (Some((xs, _)), Some(module)) => Some(module.forward(&xs)?.flatten(1, 2)), // [rows, n * d_embedding]
+            (xs, _) => xs.map(|(xs, _)| xs),
+        };
         let x_cat = x_cat.and_then(|(xs, _)| {
             let kind = x_num.as_ref().map_or(Kind::Float, Tensor::kind);
             Some(self.categories.as_ref()?.forward(&xs, kind))
@@ -251,19 +252,24 @@ fn rsqrt_uniform(size: &[i64], inputs: i64) -> Tensor {
     nn::uniform(size, (inputs as f64).powf(-0.5))
 }
 
-/// k linear layers that share their matrix: `y = ((x ∘ r) Wᵀ) ∘ s + b`, with r, s, b of each member.
-/// `[batch, k, in]` → `[batch, k, out]`.
+/// k linear layers that share their matrix: `y = ((x ∘ r) Wᵀ) ∘ s + b`, with r, s, b of each member; r and s
+/// may be absent, and b may be the same for all.
 #[derive(Debug)]
-pub struct LinearBatchEnsemble {
+pub struct SharedLinear {
     weight: Tensor,
-    r: Tensor,
-    s: Tensor,
+    r: Option<Tensor>,
+    s: Option<Tensor>,
     bias: Tensor,
 }
 
-impl LinearBatchEnsemble {
-    /// `start` draws `r` (with the widths of the input's features); without it all members start equal.
-    pub fn new(
+/// Below so many rows the fused gradient of a block costs more than the plain one: it makes one small matrix
+/// per member, whatever the batch.
+const FUSED_BATCH: i64 = 32;
+
+impl SharedLinear {
+    /// A "batch ensemble": everything but the matrix is the member's own. `start` draws `r` (with the widths of
+    /// the input's features); without it all members start equal.
+    pub fn batch_ensemble(
         vs: &Path,
         inputs: i64,
         outputs: i64,
@@ -278,29 +284,75 @@ impl LinearBatchEnsemble {
         let bias = rsqrt_uniform(&[outputs], inputs).repeat([k, 1]);
         Self {
             weight,
-            r,
-            s,
+            r: Some(r),
+            s: Some(s),
             bias: nn::parameter(vs, "bias", &bias),
         }
     }
-}
 
-impl Module for LinearBatchEnsemble {
-    fn forward(&self, xs: &Tensor) -> Tensor {
-        let xs = (xs * &self.r).linear(&self.weight, None::<&Tensor>);
-        self.bias.addcmul(&xs, &self.s)
+    /// An ordinary linear layer, the same for all members.
+    pub fn plain(vs: &Path, inputs: i64, outputs: i64) -> Self {
+        let (weight, bias) = nn::linear_parameters(vs, inputs, outputs);
+        Self {
+            weight,
+            r: None,
+            s: None,
+            bias,
+        }
+    }
+
+    /// Puts a scaling of the input, `[k, in]`, before the layer.
+    pub fn scale_input(&mut self, r: Tensor) {
+        self.r = Some(r);
+    }
+
+    /// The layer as the fused operations take it.
+    pub fn as_block(&self) -> Block<'_> {
+        Block {
+            weight: &self.weight,
+            r: self.r.as_ref(),
+            s: self.s.as_ref(),
+            bias: &self.bias,
+        }
+    }
+
+    /// The layer with ReLU and dropout behind it: `dropout(relu(((x ∘ r) Wᵀ) ∘ s + b))`.
+    ///
+    /// # Shapes
+    /// `xs`: `[k, batch, in]`, or `[1, batch, in]` when all members see the same rows → `[k, batch, out]`.
+    ///
+    /// On the CPU one fused operation does it, unless gradients of a few rows are asked for.
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn block(&self, xs: &Tensor, dropout: f64, train: bool) -> Result<Tensor> {
+        let Self { weight, r, s, bias } = self;
+        if fused::enabled(weight) && (xs.size()[1] >= FUSED_BATCH || !fused::records_gradients()) {
+            let dropout = if train { dropout } else { 0.0 };
+            let seed = if dropout > 0.0 { draw_seed() } else { 0 };
+            return fused::block(xs, &self.as_block(), dropout, seed).map_err(Error::torch);
+        }
+        let of_member = |xs: &Tensor| xs.unsqueeze(1); // [k, 1, features]
+        let scaled = r.as_ref().map(|r| xs * of_member(r));
+        let xs = scaled.as_ref().unwrap_or(xs);
+        let ys = match s {
+            Some(s) => of_member(bias).addcmul(&xs.linear(weight, None::<&Tensor>), &of_member(s)),
+            None => xs.linear(weight, Some(bias)),
+        };
+        Ok(ys.relu().dropout(dropout, train))
     }
 }
 
-/// k independent linear layers: `[batch, k, in]` → `[batch, k, out]`.
+/// k independent linear layers: `[k, batch, in]` → `[k, batch, out]`.
 #[derive(Debug)]
 pub struct LinearEnsemble {
-    weight: Tensor,
-    bias: Tensor,
+    /// `[k, in, out]`.
+    pub weight: Tensor,
+    /// `[k, out]`.
+    pub bias: Tensor,
 }
 
 impl LinearEnsemble {
-    /// Weights `[k, in, out]` and biases `[k, out]` start at U(±1/√in).
+    /// Weights and biases start at U(±1/√in).
     pub fn new(vs: &Path, inputs: i64, outputs: i64, k: i64) -> Self {
         let weight = nn::parameter(vs, "weight", &rsqrt_uniform(&[k, inputs, outputs], inputs));
         Self {
@@ -312,10 +364,9 @@ impl LinearEnsemble {
 
 impl Module for LinearEnsemble {
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let ys = self
-            .bias
+        let k = self.weight.size()[0];
+        self.bias
             .unsqueeze(1)
-            .baddbmm(&xs.transpose(0, 1), &self.weight, 1, 1);
-        ys.transpose(0, 1)
+            .baddbmm(&xs.expand([k, -1, -1], false), &self.weight, 1, 1)
     }
 }

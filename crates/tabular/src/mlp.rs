@@ -4,13 +4,14 @@
 //! `tabm` 0.0.3 (`MLPBackbone`), so that TabM and this differ in nothing but the members.
 
 use densely_core::nn::{self, Linear};
-use densely_core::{Model, Result, Tensors, check, registry};
+use densely_core::{Error, Model, Result, Tensors, check, registry};
+use densely_torch_ext::fused::{self, Block};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{Module, Path};
 
 use crate::embeddings::NumEmbeddings;
-use crate::layers::{Features, check_codes};
+use crate::layers::{Features, SharedLinear, check_codes};
 use crate::models::TabularModel;
 
 /// Sizes of an MLP. Defaults are those of TabM, with one member.
@@ -86,7 +87,7 @@ impl MlpConfig {
                 } else {
                     self.d_block
                 };
-                nn::linear(&(&blocks / i / 0), inputs, self.d_block)
+                SharedLinear::plain(&(&blocks / i / 0), inputs, self.d_block)
             })
             .collect();
         let output = self
@@ -116,7 +117,7 @@ impl MlpConfig {
 #[derive(Debug)]
 pub struct Mlp {
     features: Features,
-    linears: Vec<Linear>,
+    linears: Vec<SharedLinear>,
     output: Option<Linear>,
     config: MlpConfig,
 }
@@ -132,14 +133,23 @@ impl Mlp {
         x_cat: Option<&Tensor>,
         train: bool,
     ) -> Result<Tensor> {
+        let xs = self.one_member(x_num, x_cat)?;
+        Ok(self.run_blocks(xs, train)?.squeeze_dim(0))
+    }
+
+    /// The features as the one member's, as the blocks take them: `[1, batch, width]`.
+    fn one_member(&self, x_num: Option<&Tensor>, x_cat: Option<&Tensor>) -> Result<Tensor> {
         let xs = self.features.forward(x_num, x_cat, 1)?;
-        let xs = if xs.dim() == 3 { xs.squeeze_dim(1) } else { xs };
-        Ok(self.linears.iter().fold(xs, |xs, linear| {
-            linear
-                .forward(&xs)
-                .relu()
-                .dropout(self.config.dropout, train)
-        }))
+        Ok(if xs.dim() == 3 {
+            xs.transpose(0, 1)
+        } else {
+            xs.unsqueeze(0)
+        })
+    }
+
+    fn run_blocks(&self, xs: Tensor, train: bool) -> Result<Tensor> {
+        let mut blocks = self.linears.iter();
+        blocks.try_fold(xs, |xs, linear| linear.block(&xs, self.config.dropout, train))
     }
 
     /// Predictions `[batch, d_out]`, or `[batch, d_block]` when `d_out` is `None`.
@@ -154,11 +164,21 @@ impl Mlp {
         x_cat: Option<&Tensor>,
         train: bool,
     ) -> Result<Tensor> {
-        let xs = self.forward_features(x_num, x_cat, train)?;
-        Ok(match &self.output {
-            Some(output) => output.forward(&xs),
-            None => xs,
-        })
+        let xs = self.one_member(x_num, x_cat)?;
+        let Some(output) = &self.output else {
+            return Ok(self.run_blocks(xs, train)?.squeeze_dim(0));
+        };
+        if let Some(bias) = &output.bias
+            && !train
+            && !fused::records_gradients()
+            && fused::enabled(&output.weight)
+        {
+            let blocks: Vec<Block> = self.linears.iter().map(SharedLinear::as_block).collect();
+            let weight = output.weight.transpose(0, 1).unsqueeze(0); // [1, d_block, d_out]
+            let ys = fused::infer(&xs, &blocks, &weight, &bias.unsqueeze(0));
+            return Ok(ys.map_err(Error::torch)?.squeeze_dim(1));
+        }
+        Ok(output.forward(&self.run_blocks(xs, train)?.squeeze_dim(0)))
     }
 }
 

@@ -13,14 +13,14 @@
 //! | `tabm-mini` | all blocks | one scaling of the input |
 //! | `tabm-packed` | nothing | everything: k independent MLPs |
 
-use densely_core::nn::{self, Linear};
-use densely_core::{Error, Model, Result, Tensors, check, registry};
+use densely_core::{Error, Model, Result, Tensors, check, nn, registry};
+use densely_torch_ext::fused::{self, Block};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{Module, Path};
 
 use crate::embeddings::NumEmbeddings;
-use crate::layers::{Features, LinearBatchEnsemble, LinearEnsemble, ScalingInit, check_codes};
+use crate::layers::{Features, LinearEnsemble, ScalingInit, SharedLinear, check_codes};
 use crate::models::TabularModel;
 
 /// Sizes of a TabM. Defaults are those of the package's `TabM.make`, for 24 numbers and two categories.
@@ -146,41 +146,38 @@ impl TabMConfig {
         let features = Features::new(vs, self.n_num_features, &self.cat_cardinalities, embeddings)?;
         let (width, init) = (features.width(), self.scaling_init());
         let backbone = vs / "backbone";
-        let linears = (0..self.blocks())
+        let mut linears: Vec<BlockLinear> = (0..self.blocks())
             .map(|i| {
                 let path = &backbone / "blocks" / i / 0;
                 let inputs = if i == 0 { width } else { self.d_block };
+                let (outputs, k) = (self.d_block, self.k);
                 match self.arch_type {
                     ArchType::TabM => {
                         let start = (i == 0).then(|| (init, features.widths()));
-                        BlockLinear::BatchEnsemble(LinearBatchEnsemble::new(
-                            &path,
-                            inputs,
-                            self.d_block,
-                            self.k,
-                            start,
-                        ))
+                        let linear = SharedLinear::batch_ensemble(&path, inputs, outputs, k, start);
+                        BlockLinear::Shared(linear)
                     }
-                    ArchType::Mini => BlockLinear::Shared(nn::linear(&path, inputs, self.d_block)),
-                    ArchType::Packed => BlockLinear::Ensemble(LinearEnsemble::new(
-                        &path,
-                        inputs,
-                        self.d_block,
-                        self.k,
-                    )),
+                    ArchType::Mini => {
+                        BlockLinear::Shared(SharedLinear::plain(&path, inputs, outputs))
+                    }
+                    ArchType::Packed => {
+                        BlockLinear::Own(LinearEnsemble::new(&path, inputs, outputs, k))
+                    }
                 }
             })
             .collect();
-        let affine = (self.arch_type == ArchType::Mini).then(|| {
+        if self.arch_type == ArchType::Mini {
             let weight = init.draw(self.k, features.widths());
-            nn::parameter(&(&backbone / "affine"), "weight", &weight)
-        });
+            let affine = nn::parameter(&(&backbone / "affine"), "weight", &weight);
+            if let BlockLinear::Shared(first) = &mut linears[0] {
+                first.scale_input(affine);
+            }
+        }
         let output = self
             .d_out
             .map(|d_out| LinearEnsemble::new(&(vs / "output"), self.d_block, d_out, self.k));
         Ok(TabM {
             features,
-            affine,
             linears,
             output,
             config: self.clone(),
@@ -203,7 +200,6 @@ impl TabMConfig {
 #[derive(Debug)]
 pub struct TabM {
     features: Features,
-    affine: Option<Tensor>,
     linears: Vec<BlockLinear>,
     output: Option<LinearEnsemble>,
     config: TabMConfig,
@@ -220,22 +216,39 @@ impl TabM {
         x_cat: Option<&Tensor>,
         train: bool,
     ) -> Result<Tensor> {
+        let xs = self.by_member(x_num, x_cat)?;
+        Ok(self.run_blocks(xs, train)?.transpose(0, 1))
+    }
+
+    /// The features with the members first, so that what is a member's own is constant over a run of rows:
+    /// `[k, batch, width]`, or `[1, batch, width]` when all see the same rows.
+    fn by_member(&self, x_num: Option<&Tensor>, x_cat: Option<&Tensor>) -> Result<Tensor> {
         let xs = self.features.forward(x_num, x_cat, self.config.k)?;
-        let xs = if xs.dim() == 2 {
-            xs.unsqueeze(1).expand([-1, self.config.k, -1], false) // [batch, k, width], no copy
+        Ok(if xs.dim() == 2 {
+            xs.unsqueeze(0)
         } else {
-            xs
-        };
-        let xs = match &self.affine {
-            Some(affine) => xs * affine,
-            None => xs,
-        };
-        Ok(self.linears.iter().fold(xs, |xs, linear| {
-            linear
-                .forward(&xs)
-                .relu()
-                .dropout(self.config.dropout, train)
-        }))
+            xs.transpose(0, 1)
+        })
+    }
+
+    /// `[k or 1, batch, width]` → `[k, batch, d_block]`.
+    fn run_blocks(&self, xs: Tensor, train: bool) -> Result<Tensor> {
+        let dropout = self.config.dropout;
+        self.linears.iter().try_fold(xs, |xs, linear| match linear {
+            BlockLinear::Shared(linear) => linear.block(&xs, dropout, train),
+            BlockLinear::Own(linear) => Ok(linear.forward(&xs).relu().dropout(dropout, train)),
+        })
+    }
+
+    /// All blocks and the head in one fused operation, where there is one: without gradients, on a CPU, for the
+    /// variants whose members share their matrices.
+    fn infer(&self, xs: &Tensor, output: &LinearEnsemble) -> Option<Result<Tensor>> {
+        if fused::records_gradients() || !fused::enabled(&output.weight) {
+            return None;
+        }
+        let blocks = self.linears.iter().map(BlockLinear::as_block);
+        let blocks: Vec<Block> = blocks.collect::<Option<_>>()?;
+        Some(fused::infer(xs, &blocks, &output.weight, &output.bias).map_err(Error::torch))
     }
 
     /// Predictions of each member: `[batch, k, d_out]`, or `[batch, k, d_block]` when `d_out` is `None`.
@@ -251,11 +264,14 @@ impl TabM {
         x_cat: Option<&Tensor>,
         train: bool,
     ) -> Result<Tensor> {
-        let xs = self.forward_features(x_num, x_cat, train)?;
-        Ok(match &self.output {
-            Some(output) => output.forward(&xs),
-            None => xs,
-        })
+        let xs = self.by_member(x_num, x_cat)?;
+        let Some(output) = &self.output else {
+            return Ok(self.run_blocks(xs, train)?.transpose(0, 1));
+        };
+        if !train && let Some(ys) = self.infer(&xs, output) {
+            return ys;
+        }
+        Ok(output.forward(&self.run_blocks(xs, train)?).transpose(0, 1))
     }
 }
 
@@ -284,17 +300,15 @@ impl Model for TabM {
 /// The linear layer of a block.
 #[derive(Debug)]
 enum BlockLinear {
-    BatchEnsemble(LinearBatchEnsemble),
-    Shared(Linear),
-    Ensemble(LinearEnsemble),
+    Shared(SharedLinear),
+    Own(LinearEnsemble),
 }
 
-impl Module for BlockLinear {
-    fn forward(&self, xs: &Tensor) -> Tensor {
+impl BlockLinear {
+    fn as_block(&self) -> Option<Block<'_>> {
         match self {
-            Self::BatchEnsemble(linear) => linear.forward(xs),
-            Self::Shared(linear) => linear.forward(xs),
-            Self::Ensemble(linear) => linear.forward(xs),
+            Self::Shared(linear) => Some(linear.as_block()),
+            Self::Own(_) => None,
         }
     }
 }

@@ -1,6 +1,9 @@
 #include "bridge.h"
 
 #include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+
+#include <cstdlib>
 
 namespace densely {
 
@@ -25,5 +28,13 @@ void enter_autocast() { at::autocast::increment_nesting(); }
 void leave_autocast() {
   if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
 }
+
+bool grad_enabled() { return at::GradMode::is_enabled(); }
+
+namespace {
+// Large tensors on huge pages: a training step that allocates 16 MB activations otherwise spends its time in page faults. libtorch reads
+// the variable at its first allocation, which comes after the constructors of a program; a value that the user has set stays.
+__attribute__((constructor)) void use_huge_pages() { setenv("THP_MEM_ALLOC_ENABLE", "1", 0); }
+}  // namespace
 
 }  // namespace densely

@@ -1,6 +1,10 @@
-// What libtorch exports and tch does not bind. Functions take the numbers of c10::DeviceType and c10::ScalarType.
+// What libtorch exports and tch does not bind, and the fused operations. Devices and kinds are the numbers of c10::DeviceType and
+// c10::ScalarType. A tensor is the address of an at::Tensor, 0 for none; a returned one belongs to the caller.
 #pragma once
+#include <cstddef>
 #include <cstdint>
+
+#include "rust/cxx.h"
 
 namespace densely {
 
@@ -9,5 +13,20 @@ int8_t autocast_dtype(int8_t device);
 void set_autocast(int8_t device, bool enabled, int8_t dtype);
 void enter_autocast();
 void leave_autocast();
+
+bool grad_enabled();
+
+void fused_adam(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> exp_avgs,
+                rust::Slice<const size_t> exp_avg_sqs, rust::Slice<const size_t> steps, double lr, double beta1, double beta2,
+                double weight_decay, double eps, bool decoupled);
+void fused_sgd(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> buffers, double weight_decay,
+               double momentum, double lr, double dampening, bool nesterov, bool first);
+size_t clip_grads(rust::Slice<const size_t> grads, double max_norm);
+void clear_grads(rust::Slice<const size_t> params);
+
+size_t members_block(size_t x, size_t weight, size_t r, size_t s, size_t bias, double p, int64_t seed);
+size_t members_infer(size_t x, rust::Slice<const size_t> blocks, size_t head_weight, size_t head_bias);
+size_t piecewise_embed(size_t x, size_t slope, size_t shift, size_t bins, size_t weight, size_t bias, size_t weight0, size_t bias0,
+                       bool relu);
 
 }  // namespace densely

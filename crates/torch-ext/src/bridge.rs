@@ -10,5 +10,75 @@ pub(crate) mod ffi {
         fn set_autocast(device: i8, enabled: bool, dtype: i8) -> Result<()>;
         fn enter_autocast() -> Result<()>;
         fn leave_autocast() -> Result<()>;
+
+        fn grad_enabled() -> bool;
+
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn fused_adam(
+            params: &[usize],
+            grads: &[usize],
+            exp_avgs: &[usize],
+            exp_avg_sqs: &[usize],
+            steps: &[usize],
+            lr: f64,
+            beta1: f64,
+            beta2: f64,
+            weight_decay: f64,
+            eps: f64,
+            decoupled: bool,
+        ) -> Result<()>;
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn fused_sgd(
+            params: &[usize],
+            grads: &[usize],
+            buffers: &[usize],
+            weight_decay: f64,
+            momentum: f64,
+            lr: f64,
+            dampening: f64,
+            nesterov: bool,
+            first: bool,
+        ) -> Result<()>;
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn clip_grads(grads: &[usize], max_norm: f64) -> Result<usize>;
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn clear_grads(params: &[usize]) -> Result<()>;
+
+        /// # Safety
+        /// Every number is 0 or the address of a live `at::Tensor`.
+        unsafe fn members_block(
+            x: usize,
+            weight: usize,
+            r: usize,
+            s: usize,
+            bias: usize,
+            p: f64,
+            seed: i64,
+        ) -> Result<usize>;
+        /// # Safety
+        /// Every number is 0 or the address of a live `at::Tensor`.
+        unsafe fn members_infer(
+            x: usize,
+            blocks: &[usize],
+            head_weight: usize,
+            head_bias: usize,
+        ) -> Result<usize>;
+        /// # Safety
+        /// Every number is 0 or the address of a live `at::Tensor`.
+        unsafe fn piecewise_embed(
+            x: usize,
+            slope: usize,
+            shift: usize,
+            bins: usize,
+            weight: usize,
+            bias: usize,
+            weight0: usize,
+            bias0: usize,
+            relu: bool,
+        ) -> Result<usize>;
     }
 }

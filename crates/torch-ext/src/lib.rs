@@ -6,14 +6,31 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 pub use memmap2::Mmap;
 
 #[expect(unreachable_pub, reason = "cxx writes the items")]
 mod bridge;
+pub mod fused;
+pub mod optim;
 
 use bridge::ffi;
+
+/// Where the C++ tensor lies that `xs` owns.
+fn address(xs: &Tensor) -> usize {
+    xs.as_ptr() as usize
+}
+
+/// Takes over a tensor that C++ made.
+///
+/// # Safety
+/// A number in `made` must be the address of an `at::Tensor` from `new`, which nobody else owns.
+unsafe fn owned(made: Result<usize, cxx::Exception>) -> Result<Tensor, String> {
+    let pointer = made.map_err(|e| e.what().to_owned())?;
+    // SAFETY: the caller's promise is the one that `from_ptr` asks for.
+    Ok(unsafe { Tensor::from_ptr(pointer as *mut _) })
+}
 
 /// While it lives, matrix products and convolutions of this thread on one device type run in a lower
 /// precision, by libtorch's own list of operations; parameters and everything else keep their kind.
@@ -109,7 +126,6 @@ pub fn load_cuda() -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Tensor;
 
     #[test]
     fn autocast_runs_products_in_bf16_on_the_cpu_and_ends() {

@@ -163,7 +163,8 @@ fn dropout_runs_only_when_it_is_asked_for() -> Result<()> {
             };
             Ok(forward(&request, &inputs(64))?.tensors["y"].shallow_clone())
         };
-        assert_bits(&ys(true, false)?, &ys(false, false)?);
+        // Close, not equal: without gradients the fused inference sums in another order.
+        assert_close(&ys(true, false)?, &ys(false, false)?, 1e-6, 1e-6);
         assert!(ys(true, true)? != ys(false, false)?);
     }
     Ok(())

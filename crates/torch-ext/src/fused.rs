@@ -1,0 +1,153 @@
+//! Fused operations for the CPU: each computes what a chain of tensor operations computes, without their
+//! temporaries. Models call them behind the same methods as the plain chain; [`enabled`] says which one runs.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::bridge::ffi;
+use crate::{address, owned};
+
+thread_local! {
+    static PLAIN: Cell<u32> = const { Cell::new(0) };
+}
+
+/// While it lives, this thread's models run their plain chains of operations, for comparison.
+///
+/// The environment variable `DENSELY_FAST=0` does the same for a whole process.
+#[derive(Debug)]
+#[must_use = "the fast paths are back when the guard is dropped"]
+pub struct PlainPaths(PhantomData<*const ()>);
+
+impl PlainPaths {
+    /// Switches the fast paths of this thread off.
+    #[expect(clippy::new_without_default, reason = "a guard is not a default value")]
+    pub fn new() -> Self {
+        PLAIN.with(|depth| depth.set(depth.get() + 1));
+        Self(PhantomData)
+    }
+}
+
+impl Drop for PlainPaths {
+    fn drop(&mut self) {
+        PLAIN.with(|depth| depth.set(depth.get() - 1));
+    }
+}
+
+/// Whether the fused operations may replace the plain chain for `xs`: a CPU tensor of f32 or f64, and nobody
+/// has switched them off.
+pub fn enabled(xs: &Tensor) -> bool {
+    static WANTED: OnceLock<bool> = OnceLock::new();
+    let wanted = *WANTED.get_or_init(|| std::env::var("DENSELY_FAST").as_deref() != Ok("0"));
+    wanted
+        && PLAIN.with(Cell::get) == 0
+        && xs.device() == Device::Cpu
+        && matches!(xs.kind(), Kind::Float | Kind::Double)
+}
+
+/// Whether libtorch records gradients on this thread.
+pub fn records_gradients() -> bool {
+    ffi::grad_enabled()
+}
+
+/// Parameters of a block of k members that share a matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Block<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Tensor,
+    /// Scaling of the inputs, `[k, in]`.
+    pub r: Option<&'a Tensor>,
+    /// Scaling of the outputs, `[k, out]`.
+    pub s: Option<&'a Tensor>,
+    /// `[k, out]` or `[out]`.
+    pub bias: &'a Tensor,
+}
+
+impl Block<'_> {
+    fn addresses(&self) -> [usize; 4] {
+        let Self { weight, r, s, bias } = self;
+        [address(weight), r.map_or(0, address), s.map_or(0, address), address(bias)]
+    }
+}
+
+/// `dropout(relu(((x ∘ r) Wᵀ) ∘ s + b))`, differentiable once.
+///
+/// # Shapes
+/// `xs`: `[k, batch, in]`, or `[1, batch, in]` when all members see the same rows → `[k, batch, out]`. Under
+/// CPU autocast products and activations take its kind.
+///
+/// Dropout (probability `dropout`) is a function of `seed` and the place in the output. Makes no copy of the
+/// size of the activations beside the output.
+/// # Errors
+/// A sentence, when shapes or kinds do not fit.
+pub fn block(xs: &Tensor, block: &Block, dropout: f64, seed: i64) -> Result<Tensor, String> {
+    let [weight, r, s, bias] = block.addresses();
+    // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
+    unsafe { owned(ffi::members_block(address(xs), weight, r, s, bias, dropout, seed)) }
+}
+
+/// All blocks without dropout, then each member's head, without gradients: `[batch, k, outputs]`.
+///
+/// # Shapes
+/// `xs` as in [`block`]; `head_weight`: `[k, in, outputs]`; `head_bias`: `[k, outputs]`.
+///
+/// Runs tile by tile through the whole network, so that activations stay in the processor's cache.
+/// # Errors
+/// A sentence, when shapes or kinds do not fit.
+pub fn infer(
+    xs: &Tensor,
+    blocks: &[Block],
+    head_weight: &Tensor,
+    head_bias: &Tensor,
+) -> Result<Tensor, String> {
+    let blocks: Vec<usize> = blocks.iter().flat_map(Block::addresses).collect();
+    // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
+    unsafe {
+        owned(ffi::members_infer(address(xs), &blocks, address(head_weight), address(head_bias)))
+    }
+}
+
+/// Parameters of a piecewise-linear embedding.
+#[derive(Debug, Clone, Copy)]
+pub struct Piecewise<'a> {
+    /// 1 / width of each bin, `[features, columns]`; the last bin of a feature stands in the last column.
+    pub slope: &'a Tensor,
+    /// -left edge / width of each bin, `[features, columns]`.
+    pub shift: &'a Tensor,
+    /// Bins of each feature, `[features]` i64.
+    pub bins: &'a Tensor,
+    /// `[features, columns, width]`.
+    pub weight: &'a Tensor,
+    /// `[features, width]`.
+    pub bias: Option<&'a Tensor>,
+    /// Weight and bias of a linear embedding that is added behind the activation, `[features, width]`.
+    pub linear: Option<(&'a Tensor, &'a Tensor)>,
+    /// Whether a ReLU follows the piecewise part.
+    pub relu: bool,
+}
+
+/// The embedding of `xs` `[batch, features]`: `[batch, features, width]`, differentiable once.
+///
+/// Finds the bin of each value and reads two rows, where the plain chain multiplies by a dense encoding.
+/// # Errors
+/// A sentence, when shapes or kinds do not fit.
+pub fn piecewise(xs: &Tensor, embedding: &Piecewise) -> Result<Tensor, String> {
+    let Piecewise { slope, shift, bins, weight, bias, linear, relu } = embedding;
+    let (weight0, bias0) = linear.map_or((0, 0), |(w, b)| (address(w), address(b)));
+    // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
+    unsafe {
+        owned(ffi::piecewise_embed(
+            address(xs),
+            address(slope),
+            address(shift),
+            address(bins),
+            address(weight),
+            bias.map_or(0, address),
+            weight0,
+            bias0,
+            *relu,
+        ))
+    }
+}

@@ -1,0 +1,60 @@
+// libtorch's fused and foreach kernels, which tch does not bind: one call for all parameters.
+
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
+#include <ATen/core/grad_mode.h>
+
+#include <cmath>
+
+#include "bridge.h"
+
+namespace densely {
+namespace {
+
+std::vector<at::Tensor> list(rust::Slice<const size_t> pointers) {
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(pointers.size());
+  for (size_t pointer : pointers) tensors.push_back(*reinterpret_cast<const at::Tensor*>(pointer));
+  return tensors;
+}
+
+}  // namespace
+
+void fused_adam(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> exp_avgs,
+                rust::Slice<const size_t> exp_avg_sqs, rust::Slice<const size_t> steps, double lr, double beta1, double beta2,
+                double weight_decay, double eps, bool decoupled) {
+  at::NoGradGuard no_grad;
+  auto p = list(params), g = list(grads), m = list(exp_avgs), v = list(exp_avg_sqs), t = list(steps);
+  if (decoupled) at::_fused_adamw_(p, g, m, v, {}, t, lr, beta1, beta2, weight_decay, eps, false, false);
+  else at::_fused_adam_(p, g, m, v, {}, t, lr, beta1, beta2, weight_decay, eps, false, false);
+}
+
+void fused_sgd(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> buffers, double weight_decay,
+               double momentum, double lr, double dampening, bool nesterov, bool first) {
+  at::NoGradGuard no_grad;
+  auto p = list(params), g = list(grads), m = list(buffers);
+  at::_fused_sgd_(p, g, m, weight_decay, momentum, lr, dampening, nesterov, false, first);
+}
+
+size_t clip_grads(rust::Slice<const size_t> grads, double max_norm) {
+  at::NoGradGuard no_grad;
+  auto g = list(grads);
+  const at::Tensor total = at::linalg_vector_norm(at::stack(at::_foreach_norm(g, 2)), 2);
+  if (std::isfinite(max_norm)) {
+    // The reciprocal first, as Python evaluates `max_norm / tensor`.
+    const at::Tensor factor = total.add(1e-6).reciprocal_().mul_(max_norm).clamp_max_(1.0);
+    at::_foreach_mul_(g, factor);
+  }
+  return reinterpret_cast<size_t>(new at::Tensor(total));
+}
+
+void clear_grads(rust::Slice<const size_t> params) {
+  for (size_t pointer : params) reinterpret_cast<at::Tensor*>(pointer)->mutable_grad().reset();
+}
+
+}  // namespace densely
