@@ -1,24 +1,27 @@
-//! Criterion benchmarks of TabM and TabM-mini: a training step, and inference at batch 1 and 1024.
+//! Criterion benchmarks of the tabular models: training steps, and inference at batch 1 and at a throughput batch.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use densely_benches::WORKLOADS;
+use densely_benches::{CASES, Phase, WORKLOADS};
 use tch::Device;
 
 fn benches(criterion: &mut Criterion) {
     for workload in WORKLOADS {
         let mut group = criterion.benchmark_group(workload.name);
         group.sample_size(10);
-        group.throughput(Throughput::Elements(workload.batch as u64));
-        let mut bench = workload
-            .build(workload.batch, Device::Cpu)
-            .expect("a valid workload");
-        group.bench_function("train", |b| b.iter(|| bench.train_step().expect("a step")));
-        for rows in [1, 1024] {
-            let bench = workload.build(rows, Device::Cpu).expect("a valid workload");
+        for (phase, rows) in CASES {
             group.throughput(Throughput::Elements(rows as u64));
-            group.bench_function(format!("infer-{rows}"), |b| {
-                b.iter(|| bench.infer().expect("predictions"));
-            });
+            match phase {
+                Phase::Train => group.bench_function(format!("train-{rows}"), |b| {
+                    let bench = workload.build(rows, Device::Cpu, false);
+                    let mut bench = bench.expect("a valid workload");
+                    b.iter(|| bench.train_step().expect("a step"));
+                }),
+                Phase::Infer => group.bench_function(format!("infer-{rows}"), |b| {
+                    let bench = workload.build(rows, Device::Cpu, false);
+                    let bench = bench.expect("a valid workload");
+                    b.iter(|| bench.infer().expect("predictions"));
+                }),
+            };
         }
         group.finish();
     }

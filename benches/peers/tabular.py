@@ -1,104 +1,138 @@
-"""The Python side of the comparison: package `tabm` in PyTorch, eager and compiled, on the work of benches/lib.rs.
+"""The Python side of the comparison: package `tabm` in PyTorch, eager or compiled, on the work of benches/lib.rs.
 
-Prints one JSON line per workload, phase and peer. `cargo xtask bench --peers` runs it in turn with our side. Initial weights and rows
-come from the same seeds as ours, so equal checksums show that both sides computed the same function: the sum of the averaged
-predictions before training, and after three training steps.
+    python benches/peers/tabular.py WORKLOAD PHASE BATCH DTYPE DEVICE PEER
 
-    python benches/peers/tabular.py [NAME ...] [--device cuda] [--compile]
+PEER is `eager` or `compiled`. Weights and rows come from the same seeds as ours. Says first what it computes (predictions, loss,
+gradient norm), then measures whenever a line arrives on standard input; see benches/examples/side.rs for the lines.
 """
 
-import argparse
 import json
 import resource
+import sys
 import time
+import warnings
 
+import rtdl_num_embeddings
 import tabm
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-# name -> (arch, blocks, width); 8 numerical features, batch 256, as in benches/lib.rs
+# name -> (model, features, blocks, width, embedded), as in benches/lib.rs
 WORKLOADS = {
-    "tabm-small": ("tabm", 2, 128),
-    "tabm-mini-small": ("tabm-mini", 2, 128),
-    "tabm-default": ("tabm", 3, 512),
-    "tabm-mini-default": ("tabm-mini", 3, 512),
+    "tabm-8": ("tabm", 8, 3, 512, False),
+    "tabm-100": ("tabm", 100, 3, 512, False),
+    "tabm-mini-8": ("tabm-mini", 8, 3, 512, False),
+    "tabm-mini-100": ("tabm-mini", 100, 3, 512, False),
+    "tabm-packed-8": ("tabm-packed", 8, 3, 512, False),
+    "mlp-ple-8": ("mlp", 8, 2, 512, True),
+    "mlp-ple-100": ("mlp", 100, 2, 512, True),
+    "tabm-small": ("tabm", 8, 2, 128, False),
+    "tabm-mini-small": ("tabm-mini", 8, 2, 128, False),
 }
-FEATURES, BATCH = 8, 256
+
+
+class Mlp(nn.Module):
+    """The plain MLP on embedded features: the package's backbone and one linear head. `[batch, n]` to `[batch, 1, 1]`."""
+
+    def __init__(self, features: int, embedding: nn.Module, n_blocks: int, d_block: int) -> None:
+        super().__init__()
+        self.num_module = embedding
+        self.backbone = tabm.MLPBackbone(d_in=features * 16, n_blocks=n_blocks, d_block=d_block, dropout=0.1)
+        self.output = nn.Linear(d_block, 1)
+
+    def forward(self, x_num: torch.Tensor) -> torch.Tensor:
+        return self.output(self.backbone(self.num_module(x_num).flatten(1))).unsqueeze(1)
 
 
 class Bench:
-    def __init__(self, name: str, rows: int, device: str, compiled: bool) -> None:
-        arch, n_blocks, d_block = WORKLOADS[name]
+    def __init__(self, name: str, rows: int, dtype: str, device: str, compiled: bool) -> None:
+        kind, features, n_blocks, d_block, embedded = WORKLOADS[name]
+        self.device, self.bf16 = device.partition(":")[0], dtype == "bf16"
+        if embedded:
+            torch.manual_seed(2)
+            bins = rtdl_num_embeddings.compute_bins(torch.randn(10_000, features), n_bins=48)
         torch.manual_seed(0)
-        model = tabm.TabM.make(n_num_features=FEATURES, d_out=1, arch_type=arch, n_blocks=n_blocks, d_block=d_block, dropout=0.0)
+        if kind == "mlp":
+            embedding = rtdl_num_embeddings.PiecewiseLinearEmbeddings(bins, 16, activation=False, version="B")
+            model = Mlp(features, embedding, n_blocks, d_block)
+        else:
+            model = tabm.TabM.make(n_num_features=features, d_out=1, arch_type=kind, n_blocks=n_blocks, d_block=d_block, dropout=0.1)
         self.model = model.to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3, weight_decay=3e-4)
         torch.manual_seed(1)
-        self.x = torch.randn(rows, FEATURES)
-        self.y = self.x.sum(1).sin().to(device)
-        self.x = self.x.to(device)
+        x = torch.randn(rows, features)
+        self.x, self.y = x.to(device), x.sum(1).sin().to(device)
         self.call = torch.compile(self.model) if compiled else self.model
 
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bf16)
+
+    def loss(self, model: nn.Module) -> torch.Tensor:
+        with self.autocast():
+            ys = model(self.x)
+        ys = ys.float().squeeze(-1)
+        return F.mse_loss(ys, self.y[:, None].expand_as(ys))
+
     def train_step(self) -> None:
-        self.model.train()
-        ys = self.call(self.x).squeeze(-1)
-        loss = F.mse_loss(ys, self.y[:, None].expand_as(ys))
+        loss = self.loss(self.call)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def infer(self) -> torch.Tensor:
-        self.model.eval()
-        return self.call(self.x).mean((1, 2))
+        with self.autocast():
+            ys = self.call(self.x)
+        return ys.float().mean((1, 2))
+
+    def loss_and_gradient_norm(self) -> tuple[float, float]:
+        loss = self.loss(self.model)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), float("inf"))
+        self.optimizer.zero_grad()
+        return loss.item(), norm.item()
 
 
 def measure(work, device: str) -> list[float]:
+    """As in benches/examples/side.rs."""
+
     def wait() -> None:
         if device != "cpu":
             torch.cuda.synchronize()
 
-    times, start, turn = [], time.perf_counter(), 0
+    times, start = [], time.perf_counter()
     while True:
         wait()
         begin = time.perf_counter()
         work()
         wait()
-        if turn >= 2:
-            times.append((time.perf_counter() - begin) * 1e3)
-        if turn == 1:
-            start = time.perf_counter()  # compiling is not measured
-        turn += 1
-        if len(times) >= 200 or (len(times) >= 2 and time.perf_counter() - start > 2.0):
+        times.append((time.perf_counter() - begin) * 1e3)
+        seconds = time.perf_counter() - start
+        if len(times) >= 1000 or (seconds > 0.5 and len(times) >= (2 if seconds > 1.5 else 3)):
             return times
 
 
+def say(line: dict) -> None:
+    print(json.dumps(line), flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
-    args = parser.parse_args()
-    for name, (arch, _, _) in WORKLOADS.items():
-        if args.names and not any(part in name for part in args.names):
-            continue
-        for peer in ("eager", "compiled") if args.compile else ("eager",):
-            for phase, rows in (("infer", 1), ("infer", 1024), ("train", BATCH)):
-                bench = Bench(name, rows, args.device, peer == "compiled")
-                if phase == "infer":
-                    checksum = bench.infer().double().sum().item()
-                    ms = measure(bench.infer, args.device)
-                else:
-                    ms = measure(bench.train_step, args.device)
-                    fresh = Bench(name, rows, args.device, False)
-                    for _ in range(3):
-                        fresh.train_step()
-                    checksum = fresh.infer().double().sum().item()
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-                line = {"workload": name, "model": arch, "phase": phase, "batch": rows, "threads": torch.get_num_threads(), "dtype": "f32"}
-                line |= {"device": "cuda:0" if args.device == "cuda" else args.device, "peer": peer, "ms": ms, "checksum": checksum, "peak_mb": peak}
-                print(json.dumps(line), flush=True)
+    warnings.filterwarnings("ignore")
+    name, phase, batch, dtype, device, peer = sys.argv[1:]
+    bench = Bench(name, int(batch), dtype, device, peer == "compiled")
+    bench.model.eval()
+    outputs = bench.infer().double().cpu().tolist()
+    loss, norm = bench.loss_and_gradient_norm() if phase == "train" else (0.0, 0.0)
+    bench.model.train(phase == "train")
+    work = bench.train_step if phase == "train" else bench.infer
+    work()  # compiles
+    measure(work, bench.device)  # warm-up
+    say({"ready": True, "outputs": outputs[:64], "loss": loss, "gradient_norm": norm, "threads": torch.get_num_threads()})
+    for _ in sys.stdin:
+        say({"ms": measure(work, bench.device)})
+    say({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
 
 
 if __name__ == "__main__":

@@ -8,18 +8,36 @@ fn compile_kernels(x86: bool) {
     let flags: &[(&str, &[&str])] = &[
         ("baseline", &[]),
         ("avx2", &["-mavx2", "-mfma"]),
-        ("avx512", &["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]),
+        (
+            "avx512",
+            &[
+                "-mavx512f",
+                "-mavx512bw",
+                "-mavx512vl",
+                "-mavx512dq",
+                "-mfma",
+                "-mprefer-vector-width=512",
+            ],
+        ),
     ];
     for (level, flags) in flags.iter().take(if x86 { 3 } else { 1 }) {
         let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").opt_level(3).warnings(false).flag("-fopenmp-simd");
+        build
+            .cpp(true)
+            .std("c++17")
+            .opt_level(3)
+            .warnings(false)
+            .flag("-fopenmp-simd");
         for flag in *flags {
             build.flag(flag);
         }
         if x86 {
             build.define("DENSELY_X86", None);
         }
-        build.define("LEVEL", *level).file("src/cpu/kernels.cpp").compile(&format!("densely_kernels_{level}"));
+        build
+            .define("LEVEL", *level)
+            .file("src/cpu/kernels.cpp")
+            .compile(&format!("densely_kernels_{level}"));
     }
 }
 
@@ -36,7 +54,13 @@ fn main() {
         build.define("DENSELY_X86", None);
     }
     build
-        .files(["src/bridge.cpp", "src/optim.cpp", "src/cpu/members.cpp", "src/cpu/piecewise.cpp"])
+        .files([
+            "src/bridge.cpp",
+            "src/memory.cpp",
+            "src/optim.cpp",
+            "src/cpu/members.cpp",
+            "src/cpu/piecewise.cpp",
+        ])
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .include("src")

@@ -7,6 +7,7 @@ Writes crates/train/tests/goldens/optim.safetensors. Keys:
   <case>.output.<param>          parameters after steps 1, 2, 10, 11, 25, 50 (stacked)
   <case>.state.<param>.<name>    optimiser state after step 50
   <case>.norm                    norms before clipping, all steps (cases with "clip")
+  <case>.fused.output.<param>    the same parameters, of the optimiser with `fused=True`
 Metadata `config`: {case: {"optim": OptimConfig, "clip": max norm or null, "groups": [{"suffix", "lr_scale", "weight_decay"}], "lr_decay"}}.
 With "lr_decay" the rate of step s is lr * lr_decay**s.
 """
@@ -48,36 +49,45 @@ def main() -> None:
     grads = {name: randn(STEPS, *shape, seed=10 + i) for i, (name, shape) in enumerate(SHAPES.items())}
     tensors = {f"weight.{k}": v for k, v in start.items()} | {f"grad.{k}": v for k, v in grads.items()}
     for label, config in CASES.items():
-        options = {k: v for k, v in config["optim"].items() if k != "name"}
-        params = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
-        defaults = CLASSES[config["optim"]["name"]](list(params.values()), foreach=False, **options).defaults
-        groups = []
-        for name, param in params.items():
-            rule = next((rule for rule in config["groups"] if name.endswith(rule["suffix"])), {"lr_scale": 1.0, "weight_decay": None})
-            decay = defaults["weight_decay"] if rule["weight_decay"] is None else rule["weight_decay"]
-            groups.append({"params": [param], "weight_decay": decay, "scale": rule["lr_scale"]})
-        optimizer = CLASSES[config["optim"]["name"]](groups, foreach=False, **options)
-        kept = {name: [] for name in params}
-        norms = []
-        for step in range(STEPS):
-            for name, param in params.items():
-                param.grad = None if name == "late" and step < LATE else grads[name][step].clone()
-            for group in optimizer.param_groups:
-                group["lr"] = defaults["lr"] * config["lr_decay"] ** step * group["scale"]
-            if config["clip"] is not None:
-                norms.append(torch.nn.utils.clip_grad_norm_(params.values(), config["clip"]))
-            optimizer.step()
-            if step + 1 in KEPT:
-                for name, param in params.items():
-                    kept[name].append(param.detach().clone())
-        for name, param in params.items():
-            tensors[f"{label}.output.{name}"] = torch.stack(kept[name])
-            for key, value in optimizer.state[param].items():
-                if value is not None:
-                    tensors[f"{label}.state.{name}.{key}"] = value
-        if norms:
-            tensors[f"{label}.norm"] = torch.stack(norms)
+        tensors |= {f"{label}.{key}": value for key, value in train(config, start, grads, foreach=False).items()}
+        fused = train(config, start, grads, fused=True)
+        tensors |= {f"{label}.fused.{key}": value for key, value in fused.items() if key.startswith("output.")}
     save(goldens("train") / "optim.safetensors", "python/goldens/train_optim.py", tensors, CASES)
+
+
+def train(config: dict, start: dict, grads: dict, **kernels: bool) -> dict[str, torch.Tensor]:
+    """50 steps; parameters on the way, the state and the norms at the end."""
+    options = {k: v for k, v in config["optim"].items() if k != "name"} | kernels
+    params = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
+    defaults = CLASSES[config["optim"]["name"]](list(params.values()), **options).defaults
+    groups = []
+    for name, param in params.items():
+        rule = next((rule for rule in config["groups"] if name.endswith(rule["suffix"])), {"lr_scale": 1.0, "weight_decay": None})
+        decay = defaults["weight_decay"] if rule["weight_decay"] is None else rule["weight_decay"]
+        groups.append({"params": [param], "weight_decay": decay, "scale": rule["lr_scale"]})
+    optimizer = CLASSES[config["optim"]["name"]](groups, **options)
+    kept = {name: [] for name in params}
+    norms = []
+    for step in range(STEPS):
+        for name, param in params.items():
+            param.grad = None if name == "late" and step < LATE else grads[name][step].clone()
+        for group in optimizer.param_groups:
+            group["lr"] = defaults["lr"] * config["lr_decay"] ** step * group["scale"]
+        if config["clip"] is not None:
+            norms.append(torch.nn.utils.clip_grad_norm_(params.values(), config["clip"]))
+        optimizer.step()
+        if step + 1 in KEPT:
+            for name, param in params.items():
+                kept[name].append(param.detach().clone())
+    found = {}
+    for name, param in params.items():
+        found[f"output.{name}"] = torch.stack(kept[name])
+        for key, value in optimizer.state[param].items():
+            if value is not None:
+                found[f"state.{name}.{key}"] = value
+    if norms:
+        found["norm"] = torch.stack(norms)
+    return found
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ fn train(preset: &str, device: tch::Device) -> Result<(f64, u64)> {
             model.forward_members(Some(&x), None, true)
         })?;
         let loss = members_loss(&ys, &y, None, Task::Regression);
-        optimizer.zero_grad();
+        optimizer.zero_grad()?;
         loss.f_backward()?;
         let _norm = optimizer.clip_grad_norm(1.0)?;
         optimizer.step()?;

@@ -408,7 +408,9 @@ impl PiecewiseLinear {
                 bins: &self.bins,
                 weight: &linear.weight,
                 bias: linear.bias.as_ref(),
-                linear: linear0.as_ref().map(|linear0| (&linear0.weight, &linear0.bias)),
+                linear: linear0
+                    .as_ref()
+                    .map(|linear0| (&linear0.weight, &linear0.bias)),
                 relu: self.activation,
             };
             return fused::piecewise(xs, &embedding).map_err(Error::torch);

@@ -280,7 +280,7 @@ pub fn fit(
             })?;
             let (y, weight) = (target(&batch, order)?, batch.weight.as_ref());
             let loss = task::members_loss(&ys, &y, weight, prepared.task);
-            optimizer.zero_grad();
+            optimizer.zero_grad()?;
             loss.f_backward()?;
             let norm = match train.clip_norm {
                 0.0 => None,

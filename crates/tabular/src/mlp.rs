@@ -149,7 +149,9 @@ impl Mlp {
 
     fn run_blocks(&self, xs: Tensor, train: bool) -> Result<Tensor> {
         let mut blocks = self.linears.iter();
-        blocks.try_fold(xs, |xs, linear| linear.block(&xs, self.config.dropout, train))
+        blocks.try_fold(xs, |xs, linear| {
+            linear.block(&xs, self.config.dropout, train)
+        })
     }
 
     /// Predictions `[batch, d_out]`, or `[batch, d_block]` when `d_out` is `None`.

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use densely_core::{Error, Result};
 use densely_data::dataset::Dataset;
 pub use densely_data::schema::Task;
+use densely_torch_ext::InferenceMode;
 use densely_train::metrics::Metric;
 use tch::{Kind, Reduction, Tensor};
 
@@ -103,7 +104,7 @@ fn each_batch(
     batch_size: usize,
     reduce: impl Fn(Tensor) -> Tensor,
 ) -> Result<Tensor> {
-    let _no_grad = tch::no_grad_guard();
+    let _inference = InferenceMode::new();
     let mut size = batch_size.max(1);
     loop {
         let all = || -> Result<Tensor> {

@@ -2,8 +2,7 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
-
-#include <cstdlib>
+#include <c10/core/InferenceMode.h>
 
 namespace densely {
 
@@ -31,10 +30,8 @@ void leave_autocast() {
 
 bool grad_enabled() { return at::GradMode::is_enabled(); }
 
-namespace {
-// Large tensors on huge pages: a training step that allocates 16 MB activations otherwise spends its time in page faults. libtorch reads
-// the variable at its first allocation, which comes after the constructors of a program; a value that the user has set stays.
-__attribute__((constructor)) void use_huge_pages() { setenv("THP_MEM_ALLOC_ENABLE", "1", 0); }
-}  // namespace
+size_t enter_inference() { return reinterpret_cast<size_t>(new c10::InferenceMode(true)); }
+
+void leave_inference(size_t guard) { delete reinterpret_cast<c10::InferenceMode*>(guard); }
 
 }  // namespace densely

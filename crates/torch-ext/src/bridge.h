@@ -15,6 +15,9 @@ void enter_autocast();
 void leave_autocast();
 
 bool grad_enabled();
+void release_memory();
+size_t enter_inference();
+void leave_inference(size_t guard);
 
 void fused_adam(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> exp_avgs,
                 rust::Slice<const size_t> exp_avg_sqs, rust::Slice<const size_t> steps, double lr, double beta1, double beta2,

@@ -12,6 +12,11 @@ pub(crate) mod ffi {
         fn leave_autocast() -> Result<()>;
 
         fn grad_enabled() -> bool;
+        fn release_memory();
+        fn enter_inference() -> Result<usize>;
+        /// # Safety
+        /// The number must come from `enter_inference` of this thread and be handed in once.
+        unsafe fn leave_inference(guard: usize);
 
         /// # Safety
         /// Every number is the address of a live `at::Tensor`.

@@ -39,12 +39,14 @@ impl Drop for PlainPaths {
 /// Whether the fused operations may replace the plain chain for `xs`: a CPU tensor of f32 or f64, and nobody
 /// has switched them off.
 pub fn enabled(xs: &Tensor) -> bool {
+    wanted() && xs.device() == Device::Cpu && matches!(xs.kind(), Kind::Float | Kind::Double)
+}
+
+/// Whether nobody has switched the fast paths off, by [`PlainPaths`] or `DENSELY_FAST=0`.
+pub fn wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
-    let wanted = *WANTED.get_or_init(|| std::env::var("DENSELY_FAST").as_deref() != Ok("0"));
-    wanted
+    *WANTED.get_or_init(|| std::env::var("DENSELY_FAST").as_deref() != Ok("0"))
         && PLAIN.with(Cell::get) == 0
-        && xs.device() == Device::Cpu
-        && matches!(xs.kind(), Kind::Float | Kind::Double)
 }
 
 /// Whether libtorch records gradients on this thread.
@@ -68,7 +70,12 @@ pub struct Block<'a> {
 impl Block<'_> {
     fn addresses(&self) -> [usize; 4] {
         let Self { weight, r, s, bias } = self;
-        [address(weight), r.map_or(0, address), s.map_or(0, address), address(bias)]
+        [
+            address(weight),
+            r.map_or(0, address),
+            s.map_or(0, address),
+            address(bias),
+        ]
     }
 }
 
@@ -85,7 +92,17 @@ impl Block<'_> {
 pub fn block(xs: &Tensor, block: &Block, dropout: f64, seed: i64) -> Result<Tensor, String> {
     let [weight, r, s, bias] = block.addresses();
     // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
-    unsafe { owned(ffi::members_block(address(xs), weight, r, s, bias, dropout, seed)) }
+    unsafe {
+        owned(ffi::members_block(
+            address(xs),
+            weight,
+            r,
+            s,
+            bias,
+            dropout,
+            seed,
+        ))
+    }
 }
 
 /// All blocks without dropout, then each member's head, without gradients: `[batch, k, outputs]`.
@@ -105,7 +122,12 @@ pub fn infer(
     let blocks: Vec<usize> = blocks.iter().flat_map(Block::addresses).collect();
     // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
     unsafe {
-        owned(ffi::members_infer(address(xs), &blocks, address(head_weight), address(head_bias)))
+        owned(ffi::members_infer(
+            address(xs),
+            &blocks,
+            address(head_weight),
+            address(head_bias),
+        ))
     }
 }
 
@@ -134,7 +156,15 @@ pub struct Piecewise<'a> {
 /// # Errors
 /// A sentence, when shapes or kinds do not fit.
 pub fn piecewise(xs: &Tensor, embedding: &Piecewise) -> Result<Tensor, String> {
-    let Piecewise { slope, shift, bins, weight, bias, linear, relu } = embedding;
+    let Piecewise {
+        slope,
+        shift,
+        bins,
+        weight,
+        bias,
+        linear,
+        relu,
+    } = embedding;
     let (weight0, bias0) = linear.map_or((0, 0), |(w, b)| (address(w), address(b)));
     // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
     unsafe {

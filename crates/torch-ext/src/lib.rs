@@ -4,6 +4,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
@@ -79,6 +80,44 @@ impl Drop for Autocast {
         let _ = ffi::set_autocast(self.device, self.enabled_before, self.dtype_before);
         let _ = ffi::leave_autocast();
     }
+}
+
+/// While it lives, this thread computes for prediction only: no gradients, and tensors without the bookkeeping
+/// that gradients need. Such tensors must not enter a later training step.
+#[derive(Debug)]
+#[must_use = "inference mode ends when the guard is dropped"]
+pub struct InferenceMode {
+    guard: usize,
+    /// libtorch's guard belongs to the thread that made it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl InferenceMode {
+    /// Starts inference mode on this thread. Guards nest and end in the opposite order.
+    #[expect(clippy::new_without_default, reason = "a guard is not a default value")]
+    pub fn new() -> Self {
+        // Allocating a few bytes is all that could fail.
+        let guard = ffi::enter_inference().unwrap_or(0);
+        Self {
+            guard,
+            _thread: PhantomData,
+        }
+    }
+}
+
+impl Drop for InferenceMode {
+    fn drop(&mut self) {
+        // SAFETY: the guard was made on this thread, which it cannot leave, and is dropped once; 0 is null.
+        unsafe { ffi::leave_inference(self.guard) };
+    }
+}
+
+/// Gives memory of freed CPU tensors back to the system.
+///
+/// This crate keeps blocks of a megabyte and more for the next tensor, up to 1 GiB of them, because having their
+/// pages made anew takes a noticeable part of a training step. `DENSELY_FAST=0` leaves that to libtorch.
+pub fn release_memory() {
+    ffi::release_memory();
 }
 
 /// Maps a file into memory, read only.

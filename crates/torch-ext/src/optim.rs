@@ -40,13 +40,31 @@ pub fn fused_adam(
     step: &AdamStep,
 ) -> Result<(), String> {
     let [first, second] = moments;
-    let AdamStep { lr, betas: [beta1, beta2], weight_decay, eps, decoupled } = *step;
+    let AdamStep {
+        lr,
+        betas: [beta1, beta2],
+        weight_decay,
+        eps,
+        decoupled,
+    } = *step;
     let (p, g, t) = (addresses(params), addresses(grads), addresses(steps));
     let (m, v) = (addresses(first), addresses(second));
     // SAFETY: the addresses are those of tensors borrowed for the call.
     unsafe {
-        ffi::fused_adam(&p, &g, &m, &v, &t, lr, beta1, beta2, weight_decay, eps, decoupled)
-            .map_err(text)
+        ffi::fused_adam(
+            &p,
+            &g,
+            &m,
+            &v,
+            &t,
+            lr,
+            beta1,
+            beta2,
+            weight_decay,
+            eps,
+            decoupled,
+        )
+        .map_err(text)
     }
 }
 
@@ -77,12 +95,29 @@ pub fn fused_sgd(
     buffers: &[Tensor],
     step: &SgdStep,
 ) -> Result<(), String> {
-    let SgdStep { lr, weight_decay, momentum, dampening, nesterov, first } = *step;
+    let SgdStep {
+        lr,
+        weight_decay,
+        momentum,
+        dampening,
+        nesterov,
+        first,
+    } = *step;
     let (p, g, m) = (addresses(params), addresses(grads), addresses(buffers));
     // SAFETY: the addresses are those of tensors borrowed for the call.
     unsafe {
-        ffi::fused_sgd(&p, &g, &m, weight_decay, momentum, lr, dampening, nesterov, first)
-            .map_err(text)
+        ffi::fused_sgd(
+            &p,
+            &g,
+            &m,
+            weight_decay,
+            momentum,
+            lr,
+            dampening,
+            nesterov,
+            first,
+        )
+        .map_err(text)
     }
 }
 

@@ -4,9 +4,11 @@
 //! (`torch/optim/adam.py`, `sgd.py`), so that a run here and a run there give the same bits on a CPU, up to
 //! fused multiply-adds that tch cannot ask for.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use densely_core::{Error, Result, Tensors};
+use densely_torch_ext::optim as lists;
 use serde::{Deserialize, Serialize};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
@@ -240,6 +242,7 @@ impl OptimConfig {
             config: self.clone(),
             lr: self.lr(),
             slots,
+            fused: densely_torch_ext::fused::wanted(),
         })
     }
 }
@@ -273,6 +276,7 @@ pub struct Optimizer {
     config: OptimConfig,
     lr: f64,
     slots: Vec<Slot>,
+    fused: bool,
 }
 
 impl Optimizer {
@@ -291,17 +295,18 @@ impl Optimizer {
         self.slots.iter().map(|slot| slot.name.as_str())
     }
 
-    /// Sets all gradients to zero.
+    /// Takes all gradients away, as PyTorch does by default: a parameter that the next backward pass does not
+    /// reach is left alone by [`step`](Self::step).
     ///
-    /// tch cannot take a gradient away again. A parameter that had one in an earlier step and none in this one
-    /// therefore moves on by its momentum, where PyTorch would skip it; until its first gradient it is skipped.
-    pub fn zero_grad(&mut self) {
-        for slot in &self.slots {
-            let mut grad = slot.param.grad();
-            if grad.defined() {
-                let _ = grad.zero_();
-            }
-        }
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn zero_grad(&mut self) -> Result<()> {
+        let params: Vec<Tensor> = self
+            .slots
+            .iter()
+            .map(|slot| slot.param.shallow_clone())
+            .collect();
+        lists::clear_grads(&params).map_err(Error::torch)
     }
 
     /// Scales all gradients together so that their norm is at most `max_norm`, and returns the norm before, a
@@ -330,38 +335,32 @@ impl Optimizer {
                 .map_or(tch::Device::Cpu, |slot| slot.param.device());
             return Ok(Tensor::f_zeros([], (Kind::Float, device))?);
         }
-        let norms = grads
-            .iter()
-            .map(Tensor::f_norm)
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        let total = Tensor::f_stack(&norms, 0)?.f_norm()?;
-        if max_norm.is_finite() {
-            // reciprocal · max is how Python evaluates `max_norm / tensor`.
-            let factor = total
-                .f_add_scalar(1e-6)?
-                .f_reciprocal()?
-                .f_mul_scalar_(max_norm)?;
-            let factor = factor.f_clamp_max(1.0)?;
-            for mut grad in grads {
-                let _ = grad.f_mul_(&factor)?;
-            }
-        }
-        Ok(total)
+        lists::clip_grads(&grads, max_norm).map_err(Error::torch)
     }
 
-    /// One step down the gradients. A parameter that never had a gradient is left alone.
+    /// One step down the gradients. A parameter without a gradient is left alone.
     ///
     /// # Errors
     /// [`Error::Torch`].
     pub fn step(&mut self) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        for slot in &mut self.slots {
-            let grad = slot.param.grad();
-            if !grad.defined() {
-                continue;
-            }
-            let lr = self.lr * slot.lr_scale;
+        let mut due: Vec<(&mut Slot, Tensor)> = self
+            .slots
+            .iter_mut()
+            .map(|slot| {
+                let grad = slot.param.grad();
+                (slot, grad)
+            })
+            .filter(|(_, grad)| grad.defined())
+            .collect();
+        for (slot, _) in &mut due {
             slot.steps += 1;
+        }
+        if self.fused && due.iter().all(|(slot, grad)| slot.fuses(grad)) {
+            return fused_step(&self.config, self.lr, due);
+        }
+        for (slot, grad) in due {
+            let lr = self.lr * slot.lr_scale;
             match &self.config {
                 OptimConfig::AdamW(c) => {
                     if slot.weight_decay != 0.0 {
@@ -373,10 +372,16 @@ impl Optimizer {
                     let grad = slot.with_decay(grad)?;
                     slot.adam(&grad, lr, c.betas, c.eps)?;
                 }
-                OptimConfig::Sgd(c) => slot.sgd(lr, c)?,
+                OptimConfig::Sgd(c) => slot.sgd(grad, lr, c)?,
             }
         }
         Ok(())
+    }
+
+    /// Whether steps use libtorch's fused kernels, which they do unless this says otherwise: one pass over memory
+    /// for all parameters instead of one per operation and parameter.
+    pub fn set_fused(&mut self, fused: bool) {
+        self.fused = fused;
     }
 
     /// The state as named tensors: `<param>.step`, and `<param>.exp_avg` and `<param>.exp_avg_sq` (Adam) or
@@ -490,14 +495,29 @@ impl Slot {
         add_scaled(&grad, &self.param, self.weight_decay)
     }
 
-    fn adam(&mut self, grad: &Tensor, lr: f64, betas: [f64; 2], eps: f64) -> Result<()> {
-        if self.first.is_none() || self.second.is_none() {
-            self.first = Some(self.param.f_zeros_like()?);
-            self.second = Some(self.param.f_zeros_like()?);
-        }
-        let (Some(first), Some(second)) = (&mut self.first, &mut self.second) else {
-            return Ok(());
+    /// Whether libtorch's fused kernels take this parameter: real numbers side by side in memory.
+    fn fuses(&self, grad: &Tensor) -> bool {
+        let plain =
+            |xs: &Tensor| matches!(xs.kind(), Kind::Float | Kind::Double) && xs.is_contiguous();
+        plain(&self.param)
+            && plain(grad)
+            && matches!(grad.device(), tch::Device::Cpu | tch::Device::Cuda(_))
+    }
+
+    /// Adam's two moments, zero before the first step.
+    fn moments(&mut self) -> Result<[Tensor; 2]> {
+        let param = &self.param;
+        let of = |moment: &mut Option<Tensor>| -> Result<Tensor> {
+            Ok(match moment {
+                Some(xs) => xs.shallow_clone(),
+                none => none.insert(param.f_zeros_like()?).shallow_clone(),
+            })
         };
+        Ok([of(&mut self.first)?, of(&mut self.second)?])
+    }
+
+    fn adam(&mut self, grad: &Tensor, lr: f64, betas: [f64; 2], eps: f64) -> Result<()> {
+        let [mut first, mut second] = self.moments()?;
         let steps = self.steps as f64;
         let _ = first.f_lerp_(grad, 1.0 - betas[0])?;
         // tch's addcmul_ and addcdiv_ lack `value`; libtorch multiplies it into the first tensor, so doing that
@@ -513,8 +533,8 @@ impl Slot {
         Ok(())
     }
 
-    fn sgd(&mut self, lr: f64, config: &SgdConfig) -> Result<()> {
-        let grad = self.with_decay(self.param.grad())?;
+    fn sgd(&mut self, grad: Tensor, lr: f64, config: &SgdConfig) -> Result<()> {
+        let grad = self.with_decay(grad)?;
         let step = if config.momentum == 0.0 {
             grad
         } else {
@@ -524,7 +544,7 @@ impl Slot {
                     add_scaled_(&mut kept, &grad, 1.0 - config.dampening)?;
                     kept
                 }
-                // Not the gradient itself: the next zero_grad would empty it.
+                // Not the gradient itself, which belongs to the graph.
                 none => none.insert(copied(&grad)?).shallow_clone(),
             };
             if config.nesterov {
@@ -536,6 +556,85 @@ impl Slot {
         add_scaled_(&mut self.param, &step, -lr)
     }
 }
+
+/// One call for all parameters that share learning rate, decay and number of steps.
+fn fused_step(config: &OptimConfig, lr: f64, due: Vec<(&mut Slot, Tensor)>) -> Result<()> {
+    type Group<'a> = Vec<(&'a mut Slot, Tensor)>;
+    let mut groups: BTreeMap<(u64, u64, u64, Likeness), Group> = BTreeMap::new();
+    for (slot, grad) in due {
+        let kind = (
+            slot.param.kind() == Kind::Double,
+            format!("{:?}", slot.param.device()),
+        );
+        let key = (
+            slot.lr_scale.to_bits(),
+            slot.weight_decay.to_bits(),
+            slot.steps,
+            kind,
+        );
+        groups.entry(key).or_default().push((slot, grad));
+    }
+    for ((lr_scale, weight_decay, steps, _), group) in groups {
+        let (lr, weight_decay) = (lr * f64::from_bits(lr_scale), f64::from_bits(weight_decay));
+        let params: Vec<Tensor> = group
+            .iter()
+            .map(|(slot, _)| slot.param.shallow_clone())
+            .collect();
+        let (mut slots, grads): (Vec<&mut Slot>, Vec<Tensor>) = group.into_iter().unzip();
+        match config {
+            OptimConfig::AdamW(AdamWConfig { betas, eps, .. })
+            | OptimConfig::Adam(AdamConfig { betas, eps, .. }) => {
+                let moments = slots
+                    .iter_mut()
+                    .map(|slot| slot.moments())
+                    .collect::<Result<Vec<_>>>()?;
+                let (first, second): (Vec<Tensor>, Vec<Tensor>) = moments
+                    .into_iter()
+                    .map(|[first, second]| (first, second))
+                    .unzip();
+                let count = Tensor::f_full([], steps as f64, (Kind::Float, params[0].device()))?;
+                let counts: Vec<Tensor> = params.iter().map(|_| count.shallow_clone()).collect();
+                let step = lists::AdamStep {
+                    lr,
+                    betas: *betas,
+                    weight_decay,
+                    eps: *eps,
+                    decoupled: matches!(config, OptimConfig::AdamW(_)),
+                };
+                lists::fused_adam(&params, &grads, [&first, &second], &counts, &step)
+            }
+            OptimConfig::Sgd(c) => {
+                // Slots that have made as many steps have all a buffer, or none has.
+                let first = c.momentum != 0.0 && slots.iter().any(|slot| slot.first.is_none());
+                let mut buffers = Vec::new();
+                if c.momentum != 0.0 {
+                    for slot in &mut slots {
+                        let buffer = match &slot.first {
+                            Some(buffer) if !first => buffer.shallow_clone(),
+                            _ => slot.param.f_zeros_like()?,
+                        };
+                        slot.first = Some(buffer.shallow_clone());
+                        buffers.push(buffer);
+                    }
+                }
+                let step = lists::SgdStep {
+                    lr,
+                    weight_decay,
+                    momentum: c.momentum,
+                    dampening: c.dampening,
+                    nesterov: c.nesterov,
+                    first,
+                };
+                lists::fused_sgd(&params, &grads, &buffers, &step)
+            }
+        }
+        .map_err(Error::torch)?;
+    }
+    Ok(())
+}
+
+/// What else must be the same in a group: kind and device.
+type Likeness = (bool, String);
 
 /// A clone in memory of its own.
 fn copied(xs: &Tensor) -> Result<Tensor> {

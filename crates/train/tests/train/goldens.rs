@@ -64,7 +64,7 @@ impl Trial {
 
     /// One step with the golden's gradients; the norm before clipping.
     fn step(&mut self, step: i64) -> Option<Tensor> {
-        self.opt.zero_grad();
+        self.opt.zero_grad().unwrap();
         for (name, param) in densely_core::weights::named(&self.vs) {
             if name != "late" || step >= LATE {
                 (param * self.grads[&name].get(step))
@@ -88,10 +88,21 @@ fn ulps(actual: &Tensor, expected: &Tensor) -> i64 {
 
 #[test]
 fn fifty_steps_of_every_option_equal_torch_optim() {
+    check_fifty_steps(false);
+}
+
+#[test]
+fn fifty_fused_steps_of_every_option_equal_torch_optim_fused() {
+    check_fifty_steps(true);
+}
+
+fn check_fifty_steps(fused: bool) {
     let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "optim");
+    let kernels = if fused { ".fused" } else { "" };
     let mut report = Vec::new();
     for (label, case) in golden.config::<BTreeMap<String, OptimCase>>() {
         let mut trial = Trial::new(&golden, &case);
+        trial.opt.set_fused(fused);
         let mut norms = Vec::new();
         let mut worst = 0;
         for step in 0..50 {
@@ -99,7 +110,7 @@ fn fifty_steps_of_every_option_equal_torch_optim() {
             if let Some(row) = KEPT.iter().position(|kept| *kept == step + 1) {
                 for (name, param) in densely_core::weights::named(&trial.vs) {
                     let expected = golden
-                        .tensor(&format!("{label}.output.{name}"))
+                        .tensor(&format!("{label}{kernels}.output.{name}"))
                         .get(row as i64);
                     worst = worst.max(ulps(&param.detach(), &expected));
                     assert_close(&param, &expected, 2e-7, 2e-7);
@@ -194,7 +205,7 @@ fn clipping_without_any_gradient_gives_zero_and_nonsense_is_refused() {
     assert!(OptimConfig::default().build(&vs, &[]).is_err());
     let _ = vs.root().zeros("w", &[2]);
     let mut opt = OptimConfig::default().build(&vs, &[]).unwrap();
-    opt.zero_grad();
+    opt.zero_grad().unwrap();
     assert_eq!(opt.clip_grad_norm(1.0).unwrap().double_value(&[]), 0.0);
     opt.step().unwrap();
     for max_norm in [0.0, -1.0, f64::NAN] {

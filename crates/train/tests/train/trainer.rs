@@ -122,7 +122,7 @@ pub(crate) fn train(
             let loss = (predicted - ys.index_select(0, &rows))
                 .square()
                 .mean(Kind::Float);
-            opt.zero_grad();
+            opt.zero_grad()?;
             loss.backward();
             let norm = opt.clip_grad_norm(1.0)?;
             opt.set_lr(schedule.at(step));

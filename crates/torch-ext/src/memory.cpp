@@ -1,0 +1,118 @@
+// Memory of large CPU tensors is kept and given out again. The C library returns large blocks to the system when they are freed, so each
+// training step would have its activations' pages made and zeroed anew: 5 % of a step of TabM at the package's default size.
+
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/alignment.h>
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "bridge.h"
+
+namespace densely {
+namespace {
+
+constexpr size_t kSmallest = size_t{1} << 20;  // smaller blocks are libtorch's
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kMostIdle = size_t{1} << 30;  // idle memory above it goes back to the system
+
+/// Sizes within an eighth of each other share blocks, so that a last, shorter batch reuses the others' memory.
+size_t round_up(size_t bytes) {
+  size_t step = kSmallest / 8;
+  while (step * 16 <= bytes) step *= 2;
+  return (bytes + step - 1) / step * step;
+}
+
+class Pool final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    if (bytes < kSmallest) return c10::GetDefaultCPUAllocator()->allocate(bytes);
+    const size_t size = round_up(bytes);
+    void* block = take(size);
+    if (block == nullptr) block = fresh(size);
+    return {block, block, &Pool::give_back, at::Device(at::kCPU)};
+  }
+
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+
+  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+
+  void empty() {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    for (auto& [size, blocks] : idle_) {
+      for (void* block : blocks) std::free(block);
+    }
+    idle_.clear();
+    idle_bytes_ = 0;
+  }
+
+  static Pool& get() {
+    static Pool* pool = new Pool;  // never destroyed: tensors may outlive it
+    return *pool;
+  }
+
+ private:
+  void* take(size_t size) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    auto found = idle_.find(size);
+    if (found == idle_.end() || found->second.empty()) return nullptr;
+    void* block = found->second.back();
+    found->second.pop_back();
+    idle_bytes_ -= size;
+    sizes_[block] = size;
+    return block;
+  }
+
+  void* fresh(size_t size) {
+    const size_t alignment = size >= kHugePage ? kHugePage : c10::gAlignment;
+    void* block = nullptr;
+    if (posix_memalign(&block, alignment, size) != 0) {
+      empty();
+      TORCH_CHECK(posix_memalign(&block, alignment, size) == 0, "not enough memory: you tried to allocate ", size, " bytes");
+    }
+#ifdef MADV_HUGEPAGE
+    if (size >= kHugePage) madvise(block, size / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint: failing is no error
+#endif
+    const std::lock_guard<std::mutex> guard(mutex_);
+    sizes_[block] = size;
+    return block;
+  }
+
+  static void give_back(void* block) {
+    Pool& pool = get();
+    std::unique_lock<std::mutex> guard(pool.mutex_);
+    const auto found = pool.sizes_.find(block);
+    const size_t size = found->second;
+    pool.sizes_.erase(found);
+    if (pool.idle_bytes_ + size <= kMostIdle) {
+      pool.idle_[size].push_back(block);
+      pool.idle_bytes_ += size;
+    } else {
+      guard.unlock();
+      std::free(block);
+    }
+  }
+
+  std::mutex mutex_;
+  std::map<size_t, std::vector<void*>> idle_;
+  std::map<void*, size_t> sizes_;  // of the blocks that are in use
+  size_t idle_bytes_ = 0;
+};
+
+// Before any tensor is made; `DENSELY_FAST=0` leaves libtorch's allocator in place.
+__attribute__((constructor)) void keep_large_blocks() {
+  const char* fast = std::getenv("DENSELY_FAST");
+  if (fast == nullptr || std::strcmp(fast, "0") != 0) c10::SetCPUAllocator(&Pool::get(), 1);
+}
+
+}  // namespace
+
+void release_memory() { Pool::get().empty(); }
+
+}  // namespace densely
