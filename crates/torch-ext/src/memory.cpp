@@ -39,7 +39,8 @@ class Pool final : public c10::Allocator {
     return {block, block, &Pool::give_back, at::Device(at::kCPU)};
   }
 
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  // oneDNN allocates by bare pointers: one function must free blocks of both kinds.
+  c10::DeleterFnPtr raw_deleter() const override { return &Pool::give_back; }
 
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 
@@ -88,6 +89,11 @@ class Pool final : public c10::Allocator {
     Pool& pool = get();
     std::unique_lock<std::mutex> guard(pool.mutex_);
     const auto found = pool.sizes_.find(block);
+    if (found == pool.sizes_.end()) {
+      guard.unlock();
+      c10::GetDefaultCPUAllocator()->raw_deallocate(block);
+      return;
+    }
     const size_t size = found->second;
     pool.sizes_.erase(found);
     if (pool.idle_bytes_ + size <= kMostIdle) {
