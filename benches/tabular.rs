@@ -1,6 +1,6 @@
 //! Criterion benchmarks of the tabular models: training steps, and inference at batch 1 and at a throughput batch.
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use densely_benches::{CASES, Phase, WORKLOADS};
 use tch::Device;
 
@@ -8,6 +8,8 @@ fn benches(criterion: &mut Criterion) {
     for workload in WORKLOADS {
         let mut group = criterion.benchmark_group(workload.name);
         group.sample_size(10);
+        // A step takes up to seconds: as many repetitions in each sample.
+        group.sampling_mode(SamplingMode::Flat);
         for (phase, rows) in CASES {
             group.throughput(Throughput::Elements(rows as u64));
             match phase {

@@ -268,7 +268,11 @@ pub fn fit(
     while !run.progress().finished && run.progress().epoch < train.epochs && !run.should_stop() {
         let epoch = run.progress().epoch;
         let done = run.progress().step_in_epoch;
-        for batch in data.epoch(train.batch_size, order, options.seed, epoch, done) {
+        let mut batches = data.epoch(train.batch_size, order, options.seed, epoch, done);
+        loop {
+            let asked = Instant::now();
+            let Some(batch) = batches.next() else { break };
+            run.waited_for_data(asked.elapsed());
             let batch = batch?;
             let step = run.progress().step;
             let lr = schedule.at(step);

@@ -162,6 +162,7 @@ pub struct Run {
     resumed: Option<PathBuf>,
     saved: Instant,
     epoch_started: Instant,
+    waited: Duration,
     _lock: File,
 }
 
@@ -253,6 +254,7 @@ impl Run {
             resumed: Some(folder),
             saved: Instant::now(),
             epoch_started: Instant::now(),
+            waited: Duration::ZERO,
             _lock: lock,
         })
     }
@@ -286,6 +288,7 @@ impl Run {
             resumed: None,
             saved: Instant::now(),
             epoch_started: Instant::now(),
+            waited: Duration::ZERO,
             _lock: lock,
         })
     }
@@ -318,6 +321,11 @@ impl Run {
     /// The preprocessing of the checkpoint that was resumed.
     pub fn preprocess(&self) -> Option<&str> {
         self.preprocess.as_deref()
+    }
+
+    /// Notes time that the loop waited for a batch; `timing.jsonl` tells the sum of each epoch.
+    pub fn waited_for_data(&mut self, time: Duration) {
+        self.waited += time;
     }
 
     /// Anything else that the loop must find again on resume.
@@ -680,7 +688,8 @@ impl Run {
         let seconds = self.epoch_started.elapsed().as_secs_f64();
         self.epoch_started = Instant::now();
         let line = json!({
-            "epoch": epoch, "step": self.progress.step, "seconds": seconds, "peak_rss_mb": peak_rss_mb(),
+            "epoch": epoch, "step": self.progress.step, "seconds": seconds,
+            "seconds_waiting_for_data": std::mem::take(&mut self.waited).as_secs_f64(), "peak_rss_mb": peak_rss_mb(),
         });
         let path = self.dir.join(TIMING);
         let file = OpenOptions::new().create(true).append(true).open(&path);

@@ -61,7 +61,10 @@ fn outputs_and_gradients_go_through_files() {
     let again = run(&["--weights", "w.safetensors"]);
     // Close, not equal: without gradients the fused inference sums in another order.
     assert!(again.tensors["y"].allclose(&file.tensors["y"], 1e-5, 1e-6, false));
-    assert_eq!(again.tensors["y"], run(&["--weights", "w.safetensors"]).tensors["y"]);
+    assert_eq!(
+        again.tensors["y"],
+        run(&["--weights", "w.safetensors"]).tensors["y"]
+    );
     assert_eq!(again.tensors.len(), 1);
     assert_eq!(run(&["--dtype", "f64"]).tensors["y"].kind(), Kind::Double);
     assert_eq!(

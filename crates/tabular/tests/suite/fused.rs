@@ -12,13 +12,15 @@ use tch::{Device, Kind, Tensor};
 
 /// Quantile-like edges of different numbers of bins: 3, 1 and 5.
 fn bins() -> Value {
-    json!([[-1.5, -0.5, 0.5, 1.5], [-1.0, 1.0], [-2.0, -1.0, -0.25, 0.5, 1.0, 2.0]])
+    json!([
+        [-1.5, -0.5, 0.5, 1.5],
+        [-1.0, 1.0],
+        [-2.0, -1.0, -0.25, 0.5, 1.0, 2.0]
+    ])
 }
 
 fn embeddings() -> Vec<Value> {
-    let piecewise = |version: &str, activation: bool| {
-        json!({"type": "piecewise_linear", "bins": bins(), "d_embedding": 5, "activation": activation, "version": version})
-    };
+    let piecewise = |version: &str, activation: bool| json!({"type": "piecewise_linear", "bins": bins(), "d_embedding": 5, "activation": activation, "version": version});
     vec![
         Value::Null,
         piecewise("A", true),
@@ -70,7 +72,9 @@ impl Trial {
     /// Outputs, loss, and the gradients of all parameters and of the numbers.
     fn run(&self) -> Result<Tensors> {
         let x_num = self.x_num.copy().set_requires_grad(true);
-        let ys = self.model.forward_members(Some(&x_num), Some(&self.x_cat), true)?;
+        let ys = self
+            .model
+            .forward_members(Some(&x_num), Some(&self.x_cat), true)?;
         let loss = members_loss(&ys, &self.y, None, Task::Multiclass);
         let params: Vec<Tensor> = weights::named(&self.vs).into_values().collect();
         densely_torch_ext::optim::clear_grads(&params).expect("gradients go");
@@ -90,14 +94,21 @@ impl Trial {
 
     fn predict(&self) -> Result<Tensor> {
         let _inference = InferenceMode::new();
-        self.model.forward_members(Some(&self.x_num), Some(&self.x_cat), false)
+        self.model
+            .forward_members(Some(&self.x_num), Some(&self.x_cat), false)
     }
 }
 
 fn compare(fused: &Tensors, plain: &Tensors, rtol: f64, atol: f64) {
-    assert_eq!(fused.keys().collect::<Vec<_>>(), plain.keys().collect::<Vec<_>>());
+    assert_eq!(
+        fused.keys().collect::<Vec<_>>(),
+        plain.keys().collect::<Vec<_>>()
+    );
     for (name, expected) in plain {
-        assert!(expected.abs().max().double_value(&[]) > 0.0, "{name} is zero");
+        assert!(
+            expected.abs().max().double_value(&[]) > 0.0,
+            "{name} is zero"
+        );
         assert_close(&fused[name], expected, rtol, atol);
     }
 }
@@ -109,7 +120,8 @@ fn fused_and_plain_give_the_same_outputs_and_gradients() -> Result<()> {
         for embedding in embeddings() {
             // Fewer rows than a tile, more, and rows of each member's own.
             for rows in [vec![33], vec![300], vec![40, members], vec![513, members]] {
-                for (kind, rtol, atol) in [(Kind::Double, 1e-10, 1e-12), (Kind::Float, 1e-4, 1e-5)] {
+                for (kind, rtol, atol) in [(Kind::Double, 1e-10, 1e-12), (Kind::Float, 1e-4, 1e-5)]
+                {
                     let trial = Trial::new(preset, &embedding, &rows, kind)?;
                     let fused = trial.run()?;
                     let plain = {
@@ -171,19 +183,36 @@ fn gradients_equal_finite_differences() -> Result<()> {
 }
 
 #[test]
-fn dropout_drops_its_share_scales_the_rest_and_its_gradient_follows() -> Result<()> {
+fn dropout_drops_its_share_scales_the_rest_and_its_gradient_follows() {
     use densely_torch_ext::fused::{Block, block};
     let (rows, width, p) = (2000, 64, 0.25);
     let xs = Tensor::ones([1, rows, 3], tch::kind::FLOAT_CPU).set_requires_grad(true);
     let weight = Tensor::ones([width, 3], tch::kind::FLOAT_CPU);
-    let (r, bias) = (Tensor::ones([2, 3], tch::kind::FLOAT_CPU), Tensor::ones([width], tch::kind::FLOAT_CPU));
-    let layer = Block { weight: &weight, r: Some(&r), s: None, bias: &bias };
+    let (r, bias) = (
+        Tensor::ones([2, 3], tch::kind::FLOAT_CPU),
+        Tensor::ones([width], tch::kind::FLOAT_CPU),
+    );
+    let layer = Block {
+        weight: &weight,
+        r: Some(&r),
+        s: None,
+        bias: &bias,
+    };
     let run = |seed| block(&xs, &layer, p, seed).expect("a block");
     let ys = run(5); // 4 / (1 - p) or 0
     let kept = ys.gt(0.0);
-    assert_close(&ys.detach(), &(kept.to_kind(Kind::Float) * 4.0 / (1.0 - p)), 1e-6, 0.0);
+    assert_close(
+        &ys.detach(),
+        &(kept.to_kind(Kind::Float) * 4.0 / (1.0 - p)),
+        1e-6,
+        0.0,
+    );
     // Binomial: 256,000 places, standard deviation of the share 0.00086; of a column's 4,000, 0.0068; of a row's 64, 0.054.
-    let share = |dims: &[i64]| kept.to_kind(Kind::Double).mean_dim(dims, false, Kind::Double) - (1.0 - p);
+    let share = |dims: &[i64]| {
+        kept.to_kind(Kind::Double)
+            .mean_dim(dims, false, Kind::Double)
+            - (1.0 - p)
+    };
     assert!(share(&[0, 1, 2]).abs().max().double_value(&[]) < 4.0 * 0.00086);
     assert!(share(&[0, 1]).abs().max().double_value(&[]) < 4.5 * 0.0068);
     assert!(share(&[2]).abs().max().double_value(&[]) < 5.5 * 0.054);
@@ -200,9 +229,16 @@ fn dropout_drops_its_share_scales_the_rest_and_its_gradient_follows() -> Result<
     assert_eq!(run(5), ys, "the same seed drops the same places");
     assert_ne!(run(6), ys, "another seed drops others");
     ys.sum(Kind::Float).backward();
-    let expected = kept.to_kind(Kind::Float).sum_dim_intlist([0i64, 2].as_slice(), false, Kind::Float) / (1.0 - p);
-    assert_close(&xs.grad().select(2, 0).squeeze_dim(0), &expected, 1e-5, 1e-4);
-    Ok(())
+    let expected =
+        kept.to_kind(Kind::Float)
+            .sum_dim_intlist([0i64, 2].as_slice(), false, Kind::Float)
+            / (1.0 - p);
+    assert_close(
+        &xs.grad().select(2, 0).squeeze_dim(0),
+        &expected,
+        1e-5,
+        1e-4,
+    );
 }
 
 #[test]
@@ -223,7 +259,10 @@ fn bf16_stays_as_near_to_f32_as_the_plain_chain_does() -> Result<()> {
             };
             let (fused, plain) = (distance(&fused[name]), distance(&plain[name]));
             assert!(fused > 0.0, "{preset} {name}: no bf16 was used");
-            assert!(fused < 2.0 * plain + 0.004, "{preset} {name}: {fused} against {plain}");
+            assert!(
+                fused < 2.0 * plain + 0.004,
+                "{preset} {name}: {fused} against {plain}"
+            );
         }
     }
     Ok(())
@@ -233,9 +272,19 @@ fn bf16_stays_as_near_to_f32_as_the_plain_chain_does() -> Result<()> {
 fn values_that_are_no_numbers_are_not_hidden() -> Result<()> {
     for embedding in [&embeddings()[0], &embeddings()[4]] {
         let mut trial = Trial::new("tabm", embedding, &[40], Kind::Float)?;
-        trial.x_num = trial.x_num.slice_scatter(&Tensor::full([1, 3], f64::NAN, tch::kind::FLOAT_CPU), 0, 7, 8, 1);
+        trial.x_num = trial.x_num.slice_scatter(
+            &Tensor::full([1, 3], f64::NAN, tch::kind::FLOAT_CPU),
+            0,
+            7,
+            8,
+            1,
+        );
         for ys in [trial.predict()?, trial.run()?["y"].shallow_clone()] {
-            let bad = ys.isnan().any_dim(2, false).any_dim(1, false).to_kind(Kind::Int64);
+            let bad = ys
+                .isnan()
+                .any_dim(2, false)
+                .any_dim(1, false)
+                .to_kind(Kind::Int64);
             assert_eq!(bad.sum(Kind::Int64).int64_value(&[]), 1);
             assert_eq!(bad.int64_value(&[7]), 1);
         }
@@ -247,7 +296,9 @@ fn values_that_are_no_numbers_are_not_hidden() -> Result<()> {
 fn second_derivatives_are_refused_and_not_wrong() -> Result<()> {
     let trial = Trial::new("tabm", &Value::Null, &[40], Kind::Float)?;
     let x_num = trial.x_num.copy().set_requires_grad(true);
-    let ys = trial.model.forward_members(Some(&x_num), Some(&trial.x_cat), true)?;
+    let ys = trial
+        .model
+        .forward_members(Some(&x_num), Some(&trial.x_cat), true)?;
     let error = Tensor::f_run_backward(&[ys.sum(Kind::Float)], &[&x_num], true, true);
     let message = error.expect_err("no second derivatives").to_string();
     assert!(message.contains("second derivatives"), "{message}");
