@@ -10,12 +10,13 @@ use densely_data::schema::{Schema, SchemaOptions, Task};
 use densely_data::split::{Split, SplitConfig};
 use densely_data::table::Table;
 use densely_torch_ext::Autocast;
+use densely_train::amp::GradScaler;
 use densely_train::machine::{Env, peak_rss_mb, step_seed};
 use densely_train::metrics::Metric;
 use densely_train::optim::GroupRule;
 use densely_train::run::{ResumeFrom, Run, RunOptions};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
@@ -146,6 +147,9 @@ pub struct FitOptions<'a> {
     pub resume: Option<ResumeFrom>,
 }
 
+/// Where a checkpoint keeps the loss scaler of half precision.
+const SCALER: &str = "scaler";
+
 /// What a fit tells while it runs.
 #[derive(Debug)]
 pub enum Event {
@@ -253,6 +257,15 @@ pub fn fit(
         .bind(train.optimizer.lr(), steps, steps_per_epoch)?;
     run.restore(&vs, &mut optimizer, &mut schedule)?;
 
+    let mut scaler = match (train.precision, run.extra().get(SCALER)) {
+        (Precision::F16, None) => Some(GradScaler::default()),
+        (Precision::F16, Some(saved)) => {
+            let saved = serde_json::from_value(saved.clone());
+            Some(saved.map_err(|e| Error::config(SCALER, e.to_string()))?)
+        }
+        _ => None,
+    };
+
     let order = match train.batches {
         Batches::Shared => Order::Shared,
         Batches::PerMember => Order::PerMember {
@@ -285,12 +298,22 @@ pub fn fit(
             let (y, weight) = (target(&batch, order)?, batch.weight.as_ref());
             let loss = task::members_loss(&ys, &y, weight, prepared.task);
             optimizer.zero_grad()?;
-            loss.f_backward()?;
-            let norm = match train.clip_norm {
-                0.0 => None,
-                limit => Some(optimizer.clip_grad_norm(limit)?),
+            let finite = match &mut scaler {
+                None => loss.f_backward().map(|()| true)?,
+                Some(scaler) => {
+                    scaler.scale_loss(&loss).f_backward()?;
+                    let finite = scaler.unscale(&mut optimizer, step)?;
+                    run.set_extra(json!({ SCALER: scaler }));
+                    finite
+                }
             };
-            optimizer.step()?;
+            let mut norm = None;
+            if finite {
+                if train.clip_norm > 0.0 {
+                    norm = Some(optimizer.clip_grad_norm(train.clip_norm)?);
+                }
+                optimizer.step()?;
+            }
             if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
                 return Err(diverged(error, &run, &batch));
             }
@@ -443,15 +466,16 @@ fn target(batch: &Batch, order: Order) -> Result<Tensor> {
 }
 
 fn autocast(precision: Precision, device: tch::Device) -> Result<Option<Autocast>> {
-    match precision {
-        Precision::F32 => Ok(None),
-        Precision::Bf16 => Autocast::new(device, Kind::BFloat16)
-            .map(Some)
-            .map_err(|reason| Error::Unsupported {
-                what: format!("bf16 ({reason})"),
-                hint: "use precision f32".into(),
-            }),
-    }
+    let kind = match precision {
+        Precision::F32 => return Ok(None),
+        Precision::Bf16 => Kind::BFloat16,
+        Precision::F16 => Kind::Half,
+    };
+    let unsupported = |reason| Error::Unsupported {
+        what: format!("{kind:?} ({reason})"),
+        hint: "use precision f32".into(),
+    };
+    Autocast::new(device, kind).map(Some).map_err(unsupported)
 }
 
 /// The paper's code decays neither biases nor the embeddings whose scale carries meaning; scalings and the

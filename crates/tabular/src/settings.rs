@@ -179,6 +179,8 @@ pub enum Precision {
     F32,
     /// bf16 products by autocast; parameters, loss and optimiser in f32.
     Bf16,
+    /// f16 products by autocast, with a scaled loss, for GPUs without bf16.
+    F16,
 }
 
 /// The training loop.

@@ -25,6 +25,7 @@ void fused_adam(rust::Slice<const size_t> params, rust::Slice<const size_t> grad
 void fused_sgd(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> buffers, double weight_decay,
                double momentum, double lr, double dampening, bool nesterov, bool first);
 size_t clip_grads(rust::Slice<const size_t> grads, double max_norm);
+bool unscale_grads(rust::Slice<const size_t> grads, double factor);
 void clear_grads(rust::Slice<const size_t> params);
 
 size_t members_block(size_t x, size_t weight, size_t r, size_t s, size_t bias, double p, int64_t seed);

@@ -51,6 +51,9 @@ pub(crate) mod ffi {
         unsafe fn clip_grads(grads: &[usize], max_norm: f64) -> Result<usize>;
         /// # Safety
         /// Every number is the address of a live `at::Tensor`.
+        unsafe fn unscale_grads(grads: &[usize], factor: f64) -> Result<bool>;
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
         unsafe fn clear_grads(params: &[usize]) -> Result<()>;
 
         /// # Safety

@@ -36,10 +36,13 @@ impl Drop for PlainPaths {
     }
 }
 
-/// Whether the fused operations may replace the plain chain for `xs`: a CPU tensor of f32 or f64, and nobody
-/// has switched them off.
+/// Whether the fused operations may replace the plain chain for `xs`: a CPU tensor of f32 or f64, autocast (if on) to
+/// bf16, and nobody has switched them off.
 pub fn enabled(xs: &Tensor) -> bool {
-    wanted() && xs.device() == Device::Cpu && matches!(xs.kind(), Kind::Float | Kind::Double)
+    wanted()
+        && !crate::casts_to_half()
+        && xs.device() == Device::Cpu
+        && matches!(xs.kind(), Kind::Float | Kind::Double)
 }
 
 /// Whether nobody has switched the fast paths off, by [`PlainPaths`] or `DENSELY_FAST=0`.

@@ -75,6 +75,14 @@ impl Autocast {
     }
 }
 
+/// Whether CPU autocast to f16 is on, on this thread.
+fn casts_to_half() -> bool {
+    matches!(
+        (ffi::autocast_enabled(0), ffi::autocast_dtype(0)),
+        (Ok(true), Ok(5))
+    )
+}
+
 impl Drop for Autocast {
     fn drop(&mut self) {
         // Restoring what was set before cannot fail, and a destructor has nobody to tell.
@@ -180,6 +188,41 @@ mod tests {
             assert_eq!(xs.matmul(&xs).kind(), Kind::BFloat16);
         }
         assert_eq!(xs.matmul(&xs).kind(), Kind::Float);
+    }
+
+    #[test]
+    fn large_blocks_are_given_out_again_and_never_twice() {
+        let made = |rows: i64| Tensor::ones([rows, 1024], (Kind::Float, Device::Cpu));
+        let address = {
+            let first = made(1000);
+            first.data_ptr() as usize
+        };
+        let again = made(990); // within an eighth of the size
+        assert_eq!(again.data_ptr() as usize, address);
+        let other = made(1000);
+        assert_ne!(other.data_ptr(), again.data_ptr());
+        let workers = (0..4).map(|worker| {
+            std::thread::spawn(move || {
+                for round in 0..50 {
+                    let xs =
+                        Tensor::full([300 + 40 * round, 1024], worker, (Kind::Int64, Device::Cpu));
+                    assert_eq!(xs.min().int64_value(&[]), worker);
+                    assert_eq!(xs.max().int64_value(&[]), worker);
+                    drop(xs);
+                }
+            })
+        });
+        for worker in workers.collect::<Vec<_>>() {
+            worker.join().expect("no block has two owners");
+        }
+        drop((again, other));
+        release_memory();
+        assert_eq!(made(1000).sum(Kind::Double).double_value(&[]), 1_024_000.0);
+        let huge = Tensor::f_zeros([1 << 50], (Kind::Double, Device::Cpu));
+        assert!(
+            huge.is_err(),
+            "memory that nobody has is an error and not the end"
+        );
     }
 
     #[test]

@@ -1,12 +1,15 @@
 // libtorch's fused and foreach kernels, which tch does not bind: one call for all parameters.
 
+#include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/core/grad_mode.h>
 
 #include <cmath>
@@ -51,6 +54,15 @@ size_t clip_grads(rust::Slice<const size_t> grads, double max_norm) {
     at::_foreach_mul_(g, factor);
   }
   return reinterpret_cast<size_t>(new at::Tensor(total));
+}
+
+bool unscale_grads(rust::Slice<const size_t> grads, double factor) {
+  at::NoGradGuard no_grad;
+  auto g = list(grads);
+  const auto options = g[0].options().dtype(at::kFloat);
+  at::Tensor found = at::zeros({}, options);
+  at::_amp_foreach_non_finite_check_and_unscale_(g, found, at::full({}, factor, options));
+  return found.item<float>() == 0;
 }
 
 void clear_grads(rust::Slice<const size_t> params) {

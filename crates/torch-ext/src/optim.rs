@@ -130,6 +130,15 @@ pub fn clip_grads(grads: &[Tensor], max_norm: f64) -> Result<Tensor, String> {
     unsafe { owned(ffi::clip_grads(&addresses(grads), max_norm)) }
 }
 
+/// Multiplies `grads` by `factor` in place; whether all were finite. Waits for the device.
+///
+/// # Errors
+/// libtorch's.
+pub fn unscale_grads(grads: &[Tensor], factor: f64) -> Result<bool, String> {
+    // SAFETY: the addresses are those of tensors borrowed for the call.
+    unsafe { ffi::unscale_grads(&addresses(grads), factor).map_err(text) }
+}
+
 /// Takes the gradients of `params` away, which tch cannot.
 ///
 /// # Errors

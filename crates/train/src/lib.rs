@@ -3,6 +3,7 @@
 #[cfg(test)]
 extern crate self as densely_train;
 
+pub mod amp;
 pub mod machine;
 pub mod metrics;
 pub mod optim;
@@ -14,6 +15,7 @@ pub mod run;
 pub mod schedule;
 pub mod signal;
 
+pub use amp::GradScaler;
 pub use machine::{Env, peak_rss_mb, step_seed};
 pub use metrics::{Direction, Metric};
 pub use optim::{GroupRule, OptimConfig, Optimizer};

@@ -338,6 +338,19 @@ impl Optimizer {
         lists::clip_grads(&grads, max_norm).map_err(Error::torch)
     }
 
+    /// Multiplies all gradients by `factor`; whether all were finite. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn unscale(&mut self, factor: f64) -> Result<bool> {
+        let grads = self.slots.iter().map(|slot| slot.param.grad());
+        let grads: Vec<Tensor> = grads.filter(Tensor::defined).collect();
+        if grads.is_empty() {
+            return Ok(true);
+        }
+        lists::unscale_grads(&grads, factor).map_err(Error::torch)
+    }
+
     /// One step down the gradients. A parameter without a gradient is left alone.
     ///
     /// # Errors

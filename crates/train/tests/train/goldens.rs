@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use densely_testkit::{Golden, assert_close};
-use densely_train::{Direction, GroupRule, OptimConfig, Optimizer, ScheduleConfig};
+use densely_train::{Direction, GradScaler, GroupRule, OptimConfig, Optimizer, ScheduleConfig};
 use serde::Deserialize;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -313,4 +313,37 @@ fn schedule_settings_survive_toml_and_unknown_ones_are_refused() {
             .to_string()
             .contains("schedule.factor")
     );
+}
+
+#[test]
+fn the_loss_scaler_skips_shrinks_and_grows_as_torch_does() {
+    let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "scaler");
+    let interval = golden.config::<BTreeMap<String, u32>>()["growth_interval"];
+    let vs = VarStore::new(Device::Cpu);
+    let param = vs.root().var_copy("weight", &golden.tensor("weight"));
+    let config: OptimConfig = serde_json::from_str(r#"{"name":"sgd","lr":0.1}"#).unwrap();
+    let mut opt = config.build(&vs, &[]).unwrap();
+    let mut scaler = GradScaler::with_growth_interval(interval);
+    let (mut skipped, grads) = (0, golden.tensor("grad"));
+    for step in 0..grads.size()[0] {
+        opt.zero_grad().unwrap();
+        let loss = (&param * grads.get(step)).sum(Kind::Float);
+        scaler.scale_loss(&loss).backward();
+        if scaler.unscale(&mut opt, step as u64).unwrap() {
+            opt.step().unwrap();
+        } else {
+            skipped += 1;
+        }
+        let expected = golden.tensor("scale").get(step).double_value(&[]);
+        assert_eq!(f64::from(scaler.scale()), expected, "after step {step}");
+        assert_close(
+            &param.detach(),
+            &golden.tensor("output").get(step),
+            1e-6,
+            1e-7,
+        );
+    }
+    assert_eq!(skipped, 4);
+    let saved = serde_json::to_string(&scaler).unwrap();
+    assert_eq!(serde_json::from_str::<GradScaler>(&saved).unwrap(), scaler);
 }
