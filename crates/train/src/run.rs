@@ -15,6 +15,7 @@
 
 mod fault;
 mod folder;
+mod options;
 mod scalars;
 
 use std::collections::BTreeMap;
@@ -39,59 +40,8 @@ use folder::{
     TIMING, check_config, hash, lock, make_folder, offer, read_text, recover, remove, rename,
     settle_best, sha256_of, sync, to_toml, verify, warn_if_elsewhere,
 };
+pub use options::{ResumeFrom, RunOptions};
 use scalars::read_scalars;
-
-/// How often a run logs and saves, and when it stops early. None of it changes what is learnt.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RunOptions {
-    /// Steps between two lines of the log; the device is waited for only then.
-    pub log_every: u64,
-    /// Steps between two checkpoints inside an epoch.
-    pub checkpoint_steps: Option<u64>,
-    /// Seconds between two checkpoints.
-    pub checkpoint_seconds: Option<f64>,
-    /// Epochs in a row without a better score after which training stops.
-    pub patience: Option<u64>,
-    /// Settings (dotted keys, or tables) that may differ when the run is resumed.
-    pub may_change: Vec<String>,
-}
-
-impl Default for RunOptions {
-    fn default() -> Self {
-        Self {
-            log_every: 50,
-            checkpoint_steps: None,
-            checkpoint_seconds: Some(60.0),
-            patience: None,
-            may_change: Vec::new(),
-        }
-    }
-}
-
-/// Which checkpoint a run goes on from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ResumeFrom {
-    /// The newest.
-    #[default]
-    Last,
-    /// The one before, for when the newest is damaged.
-    Previous,
-}
-
-impl std::str::FromStr for ResumeFrom {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "last" => Ok(Self::Last),
-            "previous" => Ok(Self::Previous),
-            other => Err(Error::config(
-                "resume-from",
-                format!("must be `last` or `previous`, got `{other}`"),
-            )),
-        }
-    }
-}
 
 /// The best epoch so far.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
