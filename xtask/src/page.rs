@@ -16,6 +16,32 @@ pub(crate) struct Outcome {
     pub(crate) threads: u32,
     #[serde(default)]
     pub(crate) plots: Vec<String>,
+    #[serde(default)]
+    pub(crate) comparison: Option<Comparison>,
+}
+
+/// Other models and splits beside the recipe's own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Comparison {
+    pub(crate) metric: String,
+    pub(crate) direction: String,
+    pub(crate) rows: Vec<Compared>,
+}
+
+/// One model on one split.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Compared {
+    pub(crate) model: String,
+    pub(crate) split: String,
+    pub(crate) seeds: Vec<Seed>,
+    pub(crate) mean: f64,
+    pub(crate) sd: f64,
+    /// Place among the models of the split, 1 the best.
+    pub(crate) rank: u32,
+    pub(crate) seconds: f64,
+    pub(crate) peak_mb: Option<f64>,
+    /// Such as the number of parameters.
+    pub(crate) note: Option<String>,
 }
 
 /// One metric over the seeds.
@@ -61,6 +87,8 @@ pub(crate) struct Reproduction {
     pub(crate) seconds: f64,
     pub(crate) peak_mb: Option<f64>,
     pub(crate) params: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) comparison: Option<Comparison>,
     pub(crate) notes: Vec<String>,
     /// Name of its files without ending.
     #[serde(skip)]
@@ -204,6 +232,22 @@ pub(crate) fn page(result: &Reproduction, plots: &[String]) -> String {
     for note in &result.notes {
         let _ = writeln!(text, "- {note}");
     }
+    if let Some(comparison) = &result.comparison {
+        let _ = writeln!(text, "\n## Models and splits\n");
+        text += &compared(comparison);
+        text += "\nMean ± standard deviation over the seeds on the test rows of each split; in brackets the place among the models of the\nsplit. Levels of two splits are those of different test rows.\n";
+        let notes = comparison.rows.iter().filter_map(|row| {
+            let note = row.note.as_deref()?;
+            Some(format!(
+                "| {} | {} | {note} | {:.0} |",
+                row.model, row.split, row.seconds
+            ))
+        });
+        text += "\n| model | split | size | seconds, all seeds |\n| --- | --- | --- | ---: |\n";
+        for note in notes {
+            let _ = writeln!(text, "{note}");
+        }
+    }
     let _ = writeln!(
         text,
         "\n## Seeds\n\n| metric | seed | reference | ours |\n| --- | ---: | ---: | ---: |"
@@ -251,6 +295,42 @@ pub(crate) fn page(result: &Reproduction, plots: &[String]) -> String {
     text
 }
 
+/// A row per model, a column per split.
+pub(crate) fn compared(comparison: &Comparison) -> String {
+    let mut splits: Vec<&str> = Vec::new();
+    let mut models: Vec<&str> = Vec::new();
+    for row in &comparison.rows {
+        if !splits.contains(&row.split.as_str()) {
+            splits.push(&row.split);
+        }
+        if !models.contains(&row.model.as_str()) {
+            models.push(&row.model);
+        }
+    }
+    let mut text = format!(
+        "| {} ({} is better) | {} |\n| --- |{}\n",
+        comparison.metric,
+        comparison.direction,
+        splits.join(" | "),
+        " ---: |".repeat(splits.len())
+    );
+    for model in models {
+        let cells = splits.iter().map(|split| {
+            let row = comparison
+                .rows
+                .iter()
+                .find(|row| row.model == model && row.split == *split);
+            row.map_or_else(
+                || "–".to_owned(),
+                |row| format!("{:.4} ± {:.4} ({})", row.mean, row.sd, row.rank),
+            )
+        });
+        let cells: Vec<String> = cells.collect();
+        let _ = writeln!(text, "| {model} | {} |", cells.join(" | "));
+    }
+    text
+}
+
 /// The title of a page and of its line in the book's summary.
 pub(crate) fn heading(result: &Reproduction) -> String {
     if result.size == "full" {
@@ -263,6 +343,35 @@ pub(crate) fn heading(result: &Reproduction) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn a_comparison_has_a_row_per_model_and_a_column_per_split() {
+        let row = |model: &str, split: &str, mean: f64, rank: u32| Compared {
+            model: model.to_owned(),
+            split: split.to_owned(),
+            seeds: Vec::new(),
+            mean,
+            sd: 0.01,
+            rank,
+            seconds: 1.0,
+            peak_mb: None,
+            note: None,
+        };
+        let comparison = Comparison {
+            metric: "rmse".to_owned(),
+            direction: "lower".to_owned(),
+            rows: vec![
+                row("A", "time", 1.0, 1),
+                row("B", "time", 2.0, 2),
+                row("B", "random", 0.5, 1),
+            ],
+        };
+        assert_eq!(
+            compared(&comparison),
+            "| rmse (lower is better) | time | random |\n| --- | ---: | ---: |\n\
+             | A | 1.0000 ± 0.0100 (1) | – |\n| B | 2.0000 ± 0.0100 (2) | 0.5000 ± 0.0100 (1) |\n"
+        );
+    }
 
     pub(crate) fn example() -> Reproduction {
         let seeds = |values: &[f64]| {
@@ -310,6 +419,7 @@ pub(crate) mod tests {
             seconds: 61.2,
             peak_mb: Some(512.0),
             params: Some(123),
+            comparison: None,
             notes: vec!["A note.".to_owned()],
             stem: "tabm-california".to_owned(),
         }

@@ -206,6 +206,9 @@ fn one(recipe: &Recipe, arguments: &Arguments) -> Result<Reproduction> {
             "The run was interrupted and went on; the time is that of its last part.".to_owned(),
         );
     }
+    if let Some(comparison) = &result.comparison {
+        say!("\n{}\n", aligned(&page::compared(comparison)));
+    }
     if size != "smoke" {
         index::write_pages(&result, &outcome.plots)?;
     }
@@ -350,6 +353,7 @@ fn assemble(
         seconds: outcome.seconds,
         peak_mb: outcome.peak_mb,
         params: outcome.params,
+        comparison: outcome.comparison.clone(),
         notes,
         stem: head.name.clone(),
     })

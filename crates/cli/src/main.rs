@@ -6,6 +6,7 @@
 )]
 
 mod commands;
+mod compare;
 mod fitting;
 mod recipe;
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 /// A recipe at one size, after `--quick`, `--smoke` and `--set`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Recipe {
     /// Name of the file without its ending; names the run folders too.
@@ -30,6 +30,9 @@ pub(crate) struct Recipe {
     /// The training loop.
     #[serde(default)]
     train: Table,
+    /// Other models and splits to run beside.
+    #[serde(default)]
+    pub(crate) compare: Option<crate::compare::Compare>,
 }
 
 /// The published number that a recipe aims at; read by `cargo xtask reproduce`, checked here.
@@ -41,6 +44,54 @@ struct Published {
     source: String,
     #[serde(default)]
     tolerance: Option<f64>,
+}
+
+/// The files of a recipe's table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Files {
+    /// The table.
+    pub(crate) file: String,
+    /// Files whose rows come behind those of the table.
+    #[serde(default)]
+    append: Vec<String>,
+    /// Files whose columns come beside.
+    #[serde(default)]
+    join: Vec<Join>,
+}
+
+/// A file whose columns come beside those of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Join {
+    file: String,
+    /// Columns that must be equal.
+    on: Vec<String>,
+    /// What the names of the joined columns begin with.
+    #[serde(default)]
+    prefix: String,
+}
+
+impl Files {
+    /// Reads the files in `folder` as one table.
+    ///
+    /// # Errors
+    /// Those of [`densely_data::Table::open`], `concat` and `join`.
+    pub(crate) fn open(&self, folder: &Path) -> Result<densely_data::Table> {
+        let open = |file: &String| densely_data::Table::open(&folder.join(file));
+        let mut table = open(&self.file)?;
+        if !self.append.is_empty() {
+            let mut tables = vec![table];
+            for file in &self.append {
+                tables.push(open(file)?);
+            }
+            table = densely_data::Table::concat(&tables)?;
+        }
+        for join in &self.join {
+            table = table.join(&open(&join.file)?, &join.on, &join.prefix)?;
+        }
+        Ok(table)
+    }
 }
 
 /// How large a recipe runs.
@@ -95,29 +146,57 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The file of the data set that the recipe trains on, and the settings of the fit.
+    /// The files of the data set that the recipe trains on, and the settings of the fit.
     ///
     /// # Errors
     /// [`Error::Corrupt`] with TOML's own words for an unknown or ill-typed setting.
-    pub(crate) fn fit_settings(&self, path: &Path) -> Result<(String, FitSettings)> {
+    pub(crate) fn fit_settings(&self, path: &Path) -> Result<(Files, FitSettings)> {
         let mut data = self.data.clone();
-        // Where the file comes from is for `cargo xtask reproduce`.
+        // Where the files come from is for `cargo xtask reproduce`.
         data.remove("dataset");
-        let Some(Value::String(file)) = data.remove("file") else {
-            return Err(Error::corrupt(
-                path,
-                "`data.file` must name the file of the data set",
-            ));
-        };
-        let mut settings = Table::new();
-        settings.insert("data".into(), data.into());
-        settings.insert("model".into(), self.model.clone().into());
-        settings.insert("train".into(), self.train.clone().into());
-        let settings = settings
+        let mut files = Table::new();
+        for key in ["file", "append", "join"] {
+            if let Some(value) = data.remove(key) {
+                files.insert(key.to_owned(), value);
+            }
+        }
+        let files = files
             .try_into()
             .map_err(|e: toml::de::Error| Error::corrupt(path, sentence(&e)))?;
-        Ok((file, settings))
+        Ok((
+            files,
+            settings(data, self.model.clone(), self.train.clone(), path)?,
+        ))
     }
+
+    /// The settings with another model and changes of the training.
+    ///
+    /// # Errors
+    /// Those of [`fit_settings`](Self::fit_settings).
+    pub(crate) fn with_model(
+        &self,
+        model: Option<&Table>,
+        changes: &Table,
+        path: &Path,
+    ) -> Result<FitSettings> {
+        let mut data = self.data.clone();
+        for key in ["dataset", "file", "append", "join"] {
+            data.remove(key);
+        }
+        let mut train = self.train.clone();
+        merge(&mut train, changes.clone());
+        settings(data, model.unwrap_or(&self.model).clone(), train, path)
+    }
+}
+
+fn settings(data: Table, model: Table, train: Table, path: &Path) -> Result<FitSettings> {
+    let mut settings = Table::new();
+    settings.insert("data".into(), data.into());
+    settings.insert("model".into(), model.into());
+    settings.insert("train".into(), train.into());
+    settings
+        .try_into()
+        .map_err(|e: toml::de::Error| Error::corrupt(path, sentence(&e)))
 }
 
 /// TOML's words on one line, without the picture of the place.

@@ -10,6 +10,7 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::calendar::CalendarPart;
 use crate::dataset::Dataset;
 use crate::matrix::Matrix;
 use crate::quantile;
@@ -53,6 +54,9 @@ pub struct PreprocessConfig {
     pub numeric: NumericTransform,
     /// Most categories of a column; rarer ones share the code of unseen ones.
     pub max_categories: usize,
+    /// Parts of the time column that become numbers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub calendar: Vec<CalendarPart>,
     /// Seed of the noise.
     pub seed: u64,
 }
@@ -62,6 +66,7 @@ impl Default for PreprocessConfig {
         Self {
             numeric: NumericTransform::default(),
             max_categories: 1000,
+            calendar: Vec::new(),
             seed: 0,
         }
     }
@@ -83,7 +88,24 @@ pub struct Preprocessor {
 #[serde(deny_unknown_fields)]
 struct NumericColumn {
     name: String,
+    /// For a column of times: the part that is the feature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    part: Option<CalendarPart>,
     transform: Fitted,
+}
+
+impl NumericColumn {
+    /// The values before the transform, NaN where missing.
+    fn values(&self, table: &Table) -> Result<Vec<f64>> {
+        numbers_of(table, &self.name, self.part)
+    }
+}
+
+fn numbers_of(table: &Table, name: &str, part: Option<CalendarPart>) -> Result<Vec<f64>> {
+    match part {
+        None => table.numbers(name),
+        Some(part) => part.of(table, name),
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,6 +140,36 @@ struct Target {
     mean: f64,
     std: f64,
     classes: Vec<String>,
+    /// The classes are whether the number is above this value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    above: Option<f64>,
+}
+
+impl Target {
+    /// The target as texts: codes and names.
+    fn texts(&self, table: &Table) -> Result<(Vec<u32>, Vec<String>)> {
+        let Some(above) = self.above else {
+            return table.texts(&self.name);
+        };
+        let code = |value: &f64| match *value {
+            value if value.is_nan() => MISSING,
+            value => u32::from(value > above),
+        };
+        let codes = table.numbers(&self.name)?.iter().map(code).collect();
+        Ok((
+            codes,
+            vec![format!("up to {above}"), format!("above {above}")],
+        ))
+    }
+}
+
+/// A feature before any transform.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RawColumn {
+    /// One per row, NaN where missing; codes of categories, NaN where unseen in training.
+    pub values: Vec<f64>,
+    /// Number of categories; `None` for numbers.
+    pub categories: Option<i64>,
 }
 
 impl Preprocessor {
@@ -151,8 +203,11 @@ impl Preprocessor {
     ) -> Result<Self> {
         let mut warnings = Vec::new();
         let mut numeric = Vec::new();
-        for (at, name) in schema.with_role(Role::Numeric).enumerate() {
-            let all = table.numbers(name)?;
+        let plain = schema.with_role(Role::Numeric).map(|name| (name, None));
+        let times = schema.with_role(Role::Time);
+        let parts = times.flat_map(|name| config.calendar.iter().map(move |p| (name, Some(*p))));
+        for (at, (name, part)) in plain.chain(parts).enumerate() {
+            let all = numbers_of(table, name, part)?;
             let mut column: Vec<f32> = split
                 .train
                 .iter()
@@ -184,6 +239,7 @@ impl Preprocessor {
             };
             numeric.push(NumericColumn {
                 name: name.to_owned(),
+                part,
                 transform,
             });
         }
@@ -318,7 +374,7 @@ impl Preprocessor {
         }
         let mut x_num = Matrix::new(rows.len(), in_file)?;
         for column in &self.numeric {
-            let values = table.numbers(&column.name)?;
+            let values = column.values(table)?;
             let values: Vec<f32> = rows
                 .iter()
                 .map(|row| values[*row as usize] as f32)
@@ -345,6 +401,35 @@ impl Preprocessor {
             y,
             weight,
         })
+    }
+
+    /// The features as they are before any transform, for models that need none, such as trees: numbers first, then codes.
+    ///
+    /// # Errors
+    /// As [`transform`](Self::transform).
+    pub fn raw(&self, table: &Table, rows: &[u32]) -> Result<Vec<RawColumn>> {
+        self.check_columns(table, false)?;
+        let mut columns = Vec::new();
+        for column in &self.numeric {
+            let all = column.values(table)?;
+            let values = rows.iter().map(|row| all[*row as usize]).collect();
+            columns.push(RawColumn {
+                values,
+                categories: None,
+            });
+        }
+        for column in &self.categorical {
+            let unseen = column.cardinality();
+            let code = |code: i32| match i64::from(code) {
+                code if code == unseen => f64::NAN,
+                code => code as f64,
+            };
+            columns.push(RawColumn {
+                values: encode(table, column, rows)?.into_iter().map(code).collect(),
+                categories: Some(unseen),
+            });
+        }
+        Ok(columns)
     }
 
     fn check_columns(&self, table: &Table, with_target: bool) -> Result<()> {
@@ -375,6 +460,7 @@ impl Preprocessor {
             mean,
             std,
             classes,
+            ..
         } = &self.target;
         let missing = |row: u32| table.error(name, row as usize, "the target is missing");
         if *task == Task::Regression {
@@ -387,7 +473,7 @@ impl Preprocessor {
                 &rows.iter().map(scaled).collect::<Result<Vec<f32>>>()?,
             ));
         }
-        let (codes, names) = table.texts(name)?;
+        let (codes, names) = self.target.texts(table)?;
         let numbers: HashMap<&str, i64> = classes
             .iter()
             .enumerate()
@@ -496,9 +582,18 @@ fn fit_target(table: &Table, schema: &Schema, split: &Split) -> Result<Target> {
             mean,
             std,
             classes: Vec::new(),
+            above: None,
         });
     }
-    let (codes, names) = table.texts(&name)?;
+    let mut target = Target {
+        name,
+        task,
+        mean: 0.0,
+        std: 1.0,
+        classes: Vec::new(),
+        above: schema.target_above(),
+    };
+    let (codes, names) = target.texts(table)?;
     let mut seen = vec![false; names.len()];
     split
         .train
@@ -511,7 +606,9 @@ fn fit_target(table: &Table, schema: &Schema, split: &Split) -> Result<Target> {
         .map(|(name, _)| name)
         .collect();
     // Numbers in their own order, texts in the alphabet's.
-    if classes.iter().all(|class| class.parse::<f64>().is_ok()) {
+    if target.above.is_some() {
+        // Below before above, as they stand.
+    } else if classes.iter().all(|class| class.parse::<f64>().is_ok()) {
         let value = |class: &String| class.parse::<f64>().unwrap_or(f64::NAN);
         classes.sort_by(|a, b| value(a).total_cmp(&value(b)));
     } else {
@@ -520,17 +617,12 @@ fn fit_target(table: &Table, schema: &Schema, split: &Split) -> Result<Target> {
     if classes.len() < 2 {
         return Err(Error::column(
             table.path(),
-            name,
+            &target.name,
             "the training rows hold one class only",
         ));
     }
-    Ok(Target {
-        name,
-        task,
-        mean: 0.0,
-        std: 1.0,
-        classes,
-    })
+    target.classes = classes;
+    Ok(target)
 }
 
 fn encode(table: &Table, column: &CategoricalColumn, rows: &[u32]) -> Result<Vec<i32>> {

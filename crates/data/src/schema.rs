@@ -58,6 +58,10 @@ pub struct SchemaOptions {
     pub weight: Option<String>,
     /// Leave out rows without a target instead of failing.
     pub drop_missing_target: bool,
+    /// Predict whether the target, a number, is above this value: a binary task.
+    pub target_above: Option<f64>,
+    /// Parts of the time column become features, so that it may be the only column beside the target.
+    pub features_from_time: bool,
 }
 
 /// The role of each column of a table, and the task.
@@ -67,6 +71,8 @@ pub struct Schema {
     columns: Vec<(String, Role)>,
     target: String,
     task: Task,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target_above: Option<f64>,
     #[serde(skip)]
     rows: Vec<u32>,
     #[serde(skip)]
@@ -129,7 +135,10 @@ impl Schema {
             columns.push((name.clone(), role));
         }
         let features = [Role::Numeric, Role::Binary, Role::Categorical];
-        if !columns.iter().any(|(_, role)| features.contains(role)) {
+        let usable = |role: &Role| {
+            features.contains(role) || (options.features_from_time && *role == Role::Time)
+        };
+        if !columns.iter().any(|(_, role)| usable(role)) {
             return Err(Error::data(
                 table.path(),
                 "no column is left that can be a feature",
@@ -140,6 +149,7 @@ impl Schema {
             columns,
             target: options.target.clone(),
             task,
+            target_above: options.target_above,
             rows,
             warnings,
         })
@@ -153,6 +163,11 @@ impl Schema {
     /// What is predicted.
     pub const fn task(&self) -> Task {
         self.task
+    }
+
+    /// The value that the target is compared with, when whether it is above one is predicted.
+    pub const fn target_above(&self) -> Option<f64> {
+        self.target_above
     }
 
     /// Names of the columns with this role, in the table's order.
@@ -253,6 +268,13 @@ fn infer_target(
     }
     if column.distinct(1) == Some(1) {
         return wrong("the target has one value only: there is nothing to learn");
+    }
+    if options.target_above.is_some() {
+        table.numbers(name)?;
+        if options.task.is_some_and(|task| task != Task::Binary) {
+            return wrong("whether it is above a value is a binary task");
+        }
+        return Ok((Task::Binary, rows));
     }
     let task = match (options.task, &column.values) {
         (Some(task), _) => task,

@@ -104,7 +104,14 @@ impl SplitConfig {
                 cut(&rows, *valid, *test)?
             }
             Self::Stratified { valid, test, seed } => {
-                let (codes, _) = table.texts(schema.target())?;
+                let (codes, _) = match schema.target_above() {
+                    None => table.texts(schema.target())?,
+                    Some(above) => {
+                        let values = table.numbers(schema.target())?;
+                        let codes = values.iter().map(|value| u32::from(*value > above));
+                        (codes.collect(), Vec::new())
+                    }
+                };
                 let mut classes: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
                 for row in rows {
                     classes.entry(codes[*row as usize]).or_default().push(*row);

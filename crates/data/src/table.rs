@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use arrow_array::RecordBatch;
 use densely_core::{Error, Result};
 
+mod join;
 mod read;
 
 pub(crate) use read::parse_time;

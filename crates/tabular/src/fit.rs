@@ -57,6 +57,8 @@ impl Prepared {
             group: settings.group.clone(),
             weight: settings.weight.clone(),
             drop_missing_target: settings.drop_missing_target,
+            target_above: settings.target_above,
+            features_from_time: !settings.preprocess.calendar.is_empty(),
         };
         let schema = Schema::infer(table, &options)?;
         let task = schema.task();

@@ -8,6 +8,8 @@ pub mod models;
 pub mod settings;
 pub mod tabm;
 pub mod task;
+#[cfg(feature = "trees")]
+pub mod trees;
 
 pub use densely_core::{Device, Error, Result};
 pub use mlp::{Mlp, MlpConfig};

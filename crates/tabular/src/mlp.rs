@@ -26,7 +26,7 @@ pub struct MlpConfig {
     pub d_out: Option<i64>,
     /// Embedding of the numerical features.
     pub num_embeddings: Option<NumEmbeddings>,
-    /// Blocks; `None` stands for 2 with an embedding, 3 without.
+    /// Blocks; `None` stands for 2 with an embedding, 3 without. With 0 the head stands on the features: a linear model.
     pub n_blocks: Option<i64>,
     /// Width of a block.
     pub d_block: i64,
@@ -65,7 +65,16 @@ impl MlpConfig {
     /// # Errors
     /// [`densely_core::Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
-        check::positive("n_blocks", self.blocks())?;
+        if self.blocks() < 0 {
+            let reason = format!("must be at least 0, got {}", self.blocks());
+            return Err(Error::config("n_blocks", reason));
+        }
+        if self.blocks() == 0 && self.d_out.is_none() {
+            return Err(Error::config(
+                "d_out",
+                "must be given where there is no block",
+            ));
+        }
         check::positive("d_block", self.d_block)?;
         check::positive("d_out", self.d_out.unwrap_or(1))?;
         check::dropout("dropout", self.dropout)
@@ -90,9 +99,14 @@ impl MlpConfig {
                 SharedLinear::plain(&(&blocks / i / 0), inputs, self.d_block)
             })
             .collect();
+        let last = if self.blocks() == 0 {
+            features.width()
+        } else {
+            self.d_block
+        };
         let output = self
             .d_out
-            .map(|d_out| nn::linear(&(vs / "output"), self.d_block, d_out));
+            .map(|d_out| nn::linear(&(vs / "output"), last, d_out));
         Ok(Mlp {
             features,
             linears,
@@ -109,7 +123,11 @@ impl MlpConfig {
             .map_or(1, NumEmbeddings::d_embedding);
         let width = self.n_num_features * embedding + self.cat_cardinalities.iter().sum::<i64>();
         let (blocks, d) = (self.blocks(), self.d_block);
-        (width * d + (blocks - 1) * d * d + d * self.d_out.unwrap_or(0)) as u64
+        let outputs = self.d_out.unwrap_or(0);
+        if blocks == 0 {
+            return (width * outputs) as u64;
+        }
+        (width * d + (blocks - 1) * d * d + d * outputs) as u64
     }
 }
 
@@ -172,6 +190,7 @@ impl Mlp {
         };
         if let Some(bias) = &output.bias
             && !train
+            && !self.linears.is_empty()
             && !fused::records_gradients()
             && fused::enabled(&output.weight)
         {

@@ -53,6 +53,9 @@ pub struct DataSettings {
     /// Leave out rows without a target instead of failing.
     #[serde(default)]
     pub drop_missing_target: bool,
+    /// Predict whether the target, a number, is above this value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_above: Option<f64>,
     /// Share of rows for validation, when no split is named.
     #[serde(default = "default_valid")]
     pub valid: f64,

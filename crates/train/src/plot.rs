@@ -202,6 +202,63 @@ pub fn calibration(
     )
 }
 
+/// Values with a spread, for [`dots`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dots {
+    /// The name in the legend.
+    pub name: String,
+    /// Mean and standard deviation, one per label; those that are not finite are left out.
+    pub values: Vec<(f64, f64)>,
+}
+
+/// Draws a row per label, the first one on top, with a dot at the mean and a bar of one standard deviation to each side.
+///
+/// # Errors
+/// [`Error::Config`] when there is no finite mean; [`Error::Shape`] when a series has another length; [`Error::Io`].
+pub fn dots(path: &Path, axes: &Axes, labels: &[String], series: &[Dots]) -> Result<()> {
+    for series in series {
+        same_length(series.values.len(), labels.len())?;
+    }
+    let all = series.iter().flat_map(|series| &series.values);
+    let shown = all.filter(|(mean, _)| mean.is_finite());
+    let spread = |sd: f64| if sd.is_finite() { sd } else { 0.0 };
+    let x = range(
+        path,
+        shown.flat_map(|(mean, sd)| [mean - spread(*sd), mean + spread(*sd)]),
+    )?;
+    let names: Vec<String> = labels.iter().rev().cloned().collect();
+    let y = -0.5..labels.len() as f64 - 0.5;
+    let middle = (series.len() as f64 - 1.0) / 2.0;
+    let legend = SeriesLabelPosition::LowerRight;
+    draw_named(path, axes, &names, (padded(x), y), legend, |chart| {
+        for (i, series) in series.iter().enumerate() {
+            let colour = COLOURS[i % COLOURS.len()];
+            // Series of one label stand close above each other.
+            let shift = 0.2 * (i as f64 - middle);
+            let rows = series.values.iter().enumerate();
+            let placed: Vec<(f64, f64, f64)> = rows
+                .filter(|(_, (mean, _))| mean.is_finite())
+                .map(|(row, (mean, sd))| {
+                    let y = (labels.len() - 1 - row) as f64 - shift;
+                    (*mean, spread(*sd), y)
+                })
+                .collect();
+            chart.draw_series(placed.iter().map(|(mean, sd, y)| {
+                PathElement::new([(mean - sd, *y), (mean + sd, *y)], colour.stroke_width(2))
+            }))?;
+            chart
+                .draw_series(
+                    placed
+                        .iter()
+                        .map(|(x, _, y)| Circle::new((*x, *y), 4, colour.filled())),
+                )?
+                .label(series.name.clone())
+                .legend(move |(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
+        }
+        Ok(())
+    })
+}
+
 /// Draws the loss and each metric of a run by epoch into its `plots/`, from its log.
 ///
 /// Metrics called `part.name` share the plot `name`, one line per part; those without a part are of the validation
@@ -287,9 +344,24 @@ fn draw(
     legend: SeriesLabelPosition,
     body: impl FnOnce(&mut Chart) -> Drawn,
 ) -> Result<()> {
+    draw_named(path, axes, &[], (x, y), legend, body)
+}
+
+/// As [`draw`]; where `names` are given, they stand at 0, 1, 2 … of the axis upwards.
+fn draw_named(
+    path: &Path,
+    axes: &Axes,
+    names: &[String],
+    (x, y): (std::ops::Range<f64>, std::ops::Range<f64>),
+    legend: SeriesLabelPosition,
+    body: impl FnOnce(&mut Chart) -> Drawn,
+) -> Result<()> {
     let mut svg = String::new();
+    let longest = names.iter().map(|name| name.chars().count()).max();
+    let left = longest.map_or(76, |longest| 40 + 8 * longest.min(32) as u32);
+    let height = SIZE.1.max(120 + 22 * names.len() as u32);
     let drawn = (|| -> Drawn {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        let root = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
         root.fill(&WHITE)?;
         let font = |size: i32| ("sans-serif", size).into_font().color(&INK);
         let mut chart = ChartBuilder::on(&root)
@@ -297,9 +369,23 @@ fn draw(
             .margin_right(24)
             .caption(&axes.title, font(20))
             .x_label_area_size(48)
-            .y_label_area_size(76)
+            .y_label_area_size(left)
             .build_cartesian_2d(x.clone(), y.clone())?;
         let (fx, fy) = (digits(&x), digits(&y));
+        let label = |value: &f64| {
+            if names.is_empty() {
+                return number(*value, fy);
+            }
+            let at = value.round();
+            let whole = (value - at).abs() < 1e-6 && at >= 0.0;
+            let name = whole.then(|| names.get(at as usize)).flatten();
+            name.map_or_else(String::new, |name| name.chars().take(32).collect())
+        };
+        let ticks = if names.is_empty() {
+            6
+        } else {
+            2 * names.len() + 1
+        };
         chart
             .configure_mesh()
             .x_desc(&axes.x)
@@ -310,9 +396,9 @@ fn draw(
             .bold_line_style(GRID)
             .light_line_style(TRANSPARENT)
             .x_labels(8)
-            .y_labels(6)
+            .y_labels(ticks)
             .x_label_formatter(&|value| number(*value, fx))
-            .y_label_formatter(&|value| number(*value, fy))
+            .y_label_formatter(&label)
             .draw()?;
         body(&mut chart)?;
         chart

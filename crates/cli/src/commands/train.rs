@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result, weights};
-use densely_data::{Dataset, Table};
+use densely_data::Dataset;
 use densely_tabular::fit::Prepared;
 use serde_json::{Map, Value, json};
 
 use super::tabular::ResumeArguments;
 use crate::Common;
+use crate::compare::{Input, mean_sd};
 use crate::fitting::{self, Fitted, Job};
 use crate::recipe::{Recipe, Size};
 
@@ -51,9 +52,9 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     if let Some(seed) = common.seed {
         recipe.seeds = vec![seed];
     }
-    let (file, settings) = recipe.fit_settings(&arguments.recipe)?;
-    let path = arguments.data_dir.join(file);
-    let table = Table::open(&path)?;
+    let (files, settings) = recipe.fit_settings(&arguments.recipe)?;
+    let path = arguments.data_dir.join(&files.file);
+    let table = files.open(&arguments.data_dir)?;
     let prepared = Prepared::new(&table, &settings.data)?;
     if let Some(folder) = &arguments.export {
         return export(&prepared, folder);
@@ -81,26 +82,30 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         }
         results.push((*seed, fitted));
     }
-    report(&recipe, &results, device, common);
+    let compared = recipe.compare.as_ref().map(|compare| {
+        let input = Input {
+            recipe: &recipe,
+            recipe_path: &arguments.recipe,
+            table: &table,
+            table_path: &path,
+            settings: &settings,
+            device,
+            resume,
+            own: &results,
+        };
+        compare.run(&input, &out.join("comparison"), common)
+    });
+    report(&recipe, &results, compared.transpose()?, device, common);
     Ok(())
 }
 
-/// Mean and sample standard deviation; of one value the deviation is 0.
-fn mean_sd(values: &[f64]) -> (f64, f64) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (
-        mean,
-        if values.len() > 1 {
-            (squares / (n - 1.0)).sqrt()
-        } else {
-            0.0
-        },
-    )
-}
-
-fn report(recipe: &Recipe, results: &[(u64, Fitted)], device: tch::Device, common: &Common) {
+fn report(
+    recipe: &Recipe,
+    results: &[(u64, Fitted)],
+    compared: Option<(Value, PathBuf)>,
+    device: tch::Device,
+    common: &Common,
+) {
     let Some((_, first)) = results.first() else {
         return;
     };
@@ -136,7 +141,12 @@ fn report(recipe: &Recipe, results: &[(u64, Fitted)], device: tch::Device, commo
         );
     }
     if common.json {
-        let plots: Vec<&PathBuf> = results.iter().flat_map(|(_, s)| &s.plots).collect();
+        let (comparison, plot) = compared.unzip();
+        let plots: Vec<&PathBuf> = results
+            .iter()
+            .flat_map(|(_, s)| &s.plots)
+            .chain(&plot)
+            .collect();
         let peak = results
             .iter()
             .filter_map(|(_, s)| s.outcome.peak_mb)
@@ -154,6 +164,7 @@ fn report(recipe: &Recipe, results: &[(u64, Fitted)], device: tch::Device, commo
             "device": device,
             "threads": tch::get_num_threads(),
             "plots": plots,
+            "comparison": comparison,
         });
         println!("{summary}");
     }

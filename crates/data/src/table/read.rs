@@ -24,6 +24,15 @@ pub(super) struct Interner {
 }
 
 impl Interner {
+    /// Goes on from distinct texts that have numbers already.
+    pub(super) fn from_names(names: Vec<String>) -> Self {
+        let numbered = names.iter().enumerate();
+        let codes = numbered
+            .map(|(code, text)| (text.clone(), code as u32))
+            .collect();
+        Self { codes, names }
+    }
+
     pub(super) fn code(&mut self, text: &str) -> u32 {
         if let Some(code) = self.codes.get(text) {
             return *code;

@@ -6,6 +6,7 @@
     reason = "tests"
 )]
 
+mod joins;
 mod preprocess;
 mod splits;
 mod tables;

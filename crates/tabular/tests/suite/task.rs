@@ -209,3 +209,49 @@ fn a_fit_finds_a_known_function_and_its_folder_predicts_it() -> Result<()> {
     }
     Ok(())
 }
+
+/// A table of two features whose target is a step of one and a curve of the other.
+#[cfg(feature = "trees")]
+#[test]
+fn trees_learn_what_a_linear_model_cannot() -> Result<()> {
+    let mut text = String::from("a,b,kind,y\n");
+    for i in 0..600 {
+        let (a, b) = (f64::from(i % 29) / 29.0, f64::from(i % 31) / 31.0);
+        let kind = ["p", "q", "r"][i as usize % 3];
+        let y = f64::from(u8::from(a > 0.5)) + (6.0 * b).sin() + f64::from(u8::from(kind == "q"));
+        writeln!(text, "{a},{b},{kind},{y}").map_err(|e| Error::data("", e.to_string()))?;
+    }
+    let folder = tempfile::tempdir().map_err(Error::io("."))?;
+    let path = folder.path().join("t.csv");
+    std::fs::write(&path, text).map_err(Error::io(&path))?;
+    let table = Table::open(&path)?;
+    let settings: FitSettings = serde_json::from_value(json!({
+        "data": { "target": "y" },
+        "model": { "preset": "mlp", "config": { "n_blocks": 0 } },
+        "train": { "epochs": 30, "batch_size": 64 },
+    }))
+    .map_err(|e| Error::config("settings", e.to_string()))?;
+    let prepared = Prepared::new(&table, &settings.data)?;
+    let trees = densely_tabular::trees::fit_trees(
+        &table,
+        &prepared,
+        Metric::Rmse,
+        0,
+        &densely_tabular::trees::TreesSettings::default(),
+    )?;
+    let run = folder.path().join("run");
+    let options = FitOptions {
+        folder: &run,
+        table: &path,
+        seed: 0,
+        device: tch::Device::Cpu,
+        resume: None,
+    };
+    let linear = fit(&prepared, &settings, &options, &mut |_| ())?;
+    // Features of the linear model: two numbers, three categories, one bias.
+    assert_eq!(linear.parameters, 6);
+    let rmse = |scores: &[(Metric, f64)]| scores[0].1;
+    assert!(rmse(&trees.test) < 0.2, "trees: {:?}", trees.test);
+    assert!(rmse(&linear.test) > 0.4, "linear: {:?}", linear.test);
+    Ok(())
+}
