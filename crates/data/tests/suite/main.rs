@@ -7,6 +7,7 @@
 )]
 
 mod preprocess;
+mod rows;
 mod splits;
 mod tables;
 
