@@ -142,7 +142,11 @@ impl RowEncoder {
     ///
     /// # Errors
     /// [`BadCell`] naming the first column that is not there, holds a text among numbers, or an infinite value.
-    pub fn push(&self, rows: &mut Rows, cells: &[Option<Cell>]) -> std::result::Result<(), BadCell> {
+    pub fn push(
+        &self,
+        rows: &mut Rows,
+        cells: &[Option<Cell>],
+    ) -> std::result::Result<(), BadCell> {
         let before = (rows.numbers.len(), rows.codes.len());
         for (at, column) in self.columns.iter().enumerate() {
             let cell = cells.get(at).and_then(Option::as_ref);
