@@ -2,5 +2,7 @@
 
 pub(crate) mod forward;
 pub(crate) mod models;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod tabular;
 pub(crate) mod train;

@@ -60,6 +60,9 @@ enum Command {
     /// Fit, evaluate and apply models on your own CSV or Parquet.
     #[command(subcommand)]
     Tabular(commands::tabular::Command),
+    /// Answer prediction requests over HTTP with a fitted run.
+    #[cfg(feature = "serve")]
+    Serve(commands::serve::Arguments),
 }
 
 fn parse_device(text: &str) -> Result<Device, String> {
@@ -89,6 +92,8 @@ fn main() -> ExitCode {
         Command::Forward(arguments) => commands::forward::run(arguments, common),
         Command::Train(arguments) => commands::train::run(arguments, common),
         Command::Tabular(command) => commands::tabular::run(command, common),
+        #[cfg(feature = "serve")]
+        Command::Serve(arguments) => commands::serve::run(arguments, common),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

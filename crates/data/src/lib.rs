@@ -5,6 +5,7 @@ pub mod dataset;
 mod matrix;
 pub mod preprocess;
 pub mod quantile;
+pub mod rows;
 pub mod schema;
 pub mod split;
 pub mod table;
@@ -12,6 +13,7 @@ pub mod write;
 
 pub use dataset::{Batch, Dataset, Order};
 pub use preprocess::{NumericTransform, PreprocessConfig, Preprocessor};
+pub use rows::{RowEncoder, Rows};
 pub use schema::{Role, Schema, SchemaOptions, Task};
 pub use split::{Split, SplitConfig};
 pub use table::Table;

@@ -282,6 +282,22 @@ impl Preprocessor {
         self.categorical.iter().map(|column| column.name.as_str())
     }
 
+    /// Name and categories of each categorical feature, and whether missing values have a code of their own.
+    pub(crate) fn categories(&self) -> impl Iterator<Item = (&str, &[String], bool)> {
+        self.categorical.iter().map(|column| {
+            (
+                column.name.as_str(),
+                column.categories.as_slice(),
+                column.missing,
+            )
+        })
+    }
+
+    /// The feature of the numerical column at this place.
+    pub(crate) fn numeric_feature(&self, at: usize, values: &[f32]) -> Vec<f32> {
+        self.numeric[at].feature(values)
+    }
+
     /// Codes of each categorical feature; a code equal to the cardinality stands for unseen.
     pub fn cat_cardinalities(&self) -> Vec<i64> {
         self.categorical
@@ -379,12 +395,7 @@ impl Preprocessor {
                 .iter()
                 .map(|row| values[*row as usize] as f32)
                 .collect();
-            let mut values = column.transform.apply(&values);
-            values
-                .iter_mut()
-                .filter(|value| value.is_nan())
-                .for_each(|value| *value = 0.0);
-            x_num.push(&values)?;
+            x_num.push(&column.feature(&values))?;
         }
         let mut x_cat = Matrix::new(rows.len(), in_file)?;
         for column in &self.categorical {
@@ -499,6 +510,18 @@ impl Preprocessor {
         Ok(Tensor::from_slice(
             &rows.iter().map(class).collect::<Result<Vec<i64>>>()?,
         ))
+    }
+}
+
+impl NumericColumn {
+    /// What the network sees of these values; NaN, for missing ones, becomes 0.
+    fn feature(&self, values: &[f32]) -> Vec<f32> {
+        let mut values = self.transform.apply(values);
+        values
+            .iter_mut()
+            .filter(|value| value.is_nan())
+            .for_each(|value| *value = 0.0);
+        values
     }
 }
 

@@ -13,8 +13,8 @@ use densely_core::{Error, Result};
 mod join;
 mod read;
 
-pub(crate) use read::parse_time;
-use read::{FileColumns, Interner, collect, number, read_csv, read_parquet};
+use read::{FileColumns, Interner, collect, read_csv, read_parquet};
+pub(crate) use read::{is_missing, number, parse_time};
 
 /// A missing text's code.
 pub const MISSING: u32 = u32::MAX;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use densely_core::{Error, Result, Tensors, nn, seeded};
 use densely_data::dataset::{Batch, Dataset, Order};
 use densely_data::preprocess::Preprocessor;
+use densely_data::rows::Rows;
 use densely_data::schema::{Schema, SchemaOptions, Task};
 use densely_data::split::{Split, SplitConfig};
 use densely_data::table::Table;
@@ -582,18 +583,26 @@ impl Fitted {
             .transform(table, None, with_target)?;
         let data = data.to_device(self.device);
         let scale = self.pipeline.preprocessor.target_scale();
-        let predictions = task::predict(
-            &*self.model,
-            &data,
-            self.pipeline.task,
-            scale,
-            &self.members,
-            8192,
-        )?;
+        let predictions = self.predict_data(&data)?;
         let targets = with_target
             .then(|| task::targets(&data, scale))
             .transpose()?;
         Ok((predictions, targets))
+    }
+
+    /// Predicts rows that were checked one by one, as [`predict`](Self::predict) does those of a table.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for rows of another model's encoder; [`Error::Torch`] when memory runs out.
+    pub fn predict_rows(&self, rows: &Rows) -> Result<Tensor> {
+        let data = self.pipeline.preprocessor.features(rows)?;
+        self.predict_data(&data.to_device(self.device))
+    }
+
+    fn predict_data(&self, data: &Dataset) -> Result<Tensor> {
+        let scale = self.pipeline.preprocessor.target_scale();
+        let (task, members) = (self.pipeline.task, &self.members);
+        task::predict(&*self.model, data, task, scale, members, 8192)
     }
 }
 

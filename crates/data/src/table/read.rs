@@ -46,7 +46,7 @@ impl Interner {
 
 /// A number as tables write it; `inf` in any spelling is a number here and refused later, with its row. Digits
 /// behind a leading zero, as in postal codes, are a text.
-pub(super) fn number(text: &str) -> Option<f64> {
+pub(crate) fn number(text: &str) -> Option<f64> {
     let digits = text.trim_start_matches(['-', '+']).as_bytes();
     if let [b'0', second, ..] = digits
         && second.is_ascii_digit()
@@ -56,7 +56,7 @@ pub(super) fn number(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|value| !value.is_nan())
 }
 
-fn is_missing(text: &str) -> bool {
+pub(crate) fn is_missing(text: &str) -> bool {
     MISSING_TEXTS.contains(&text)
 }
 

@@ -8,6 +8,7 @@
 
 mod joins;
 mod preprocess;
+mod rows;
 mod splits;
 mod tables;
 
