@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use densely_core::Result;
 use densely_core::tch::{self, Tensor};
-use densely_data::{Output, write_columns};
+use densely_data::{Output, Role, write_columns};
+use densely_tabular::calibration::{Calibration, CalibrationErrors};
 use densely_tabular::fit::{Event, FitOptions, Outcome, Prepared, fit};
 use densely_tabular::settings::FitSettings;
 use densely_tabular::task::Task;
 use densely_train::metrics::Metric;
 use densely_train::plot::{self, Axes};
 use densely_train::progress::Bar;
-use densely_train::report::{self, Report, Score};
+use densely_train::report::{self, Report, Score, Section};
 use densely_train::run::ResumeFrom;
 use serde_json::{Map, Value, json};
 
@@ -44,6 +45,7 @@ pub(crate) fn describe(prepared: &Prepared, common: &Common) {
     if common.quiet {
         return;
     }
+    print_columns(prepared);
     let classes = prepared.preprocessor.classes();
     let task = if classes.is_empty() {
         "regression".to_owned()
@@ -66,6 +68,39 @@ pub(crate) fn describe(prepared: &Prepared, common: &Common) {
         prepared.valid.len(),
         prepared.test.len(),
     );
+}
+
+/// Most columns that are listed on a terminal; the report lists all.
+const LISTED: usize = 60;
+
+fn print_columns(prepared: &Prepared) {
+    let columns: Vec<_> = prepared.schema.explained().collect();
+    let width = columns
+        .iter()
+        .take(LISTED)
+        .map(|(name, ..)| name.chars().count())
+        .max();
+    let width = width.unwrap_or(0).clamp(6, 32);
+    for (name, role, reason) in columns.iter().take(LISTED) {
+        let role = role_name(*role);
+        eprintln!("  {name:<width$}  {role:<11}  {reason}");
+    }
+    if columns.len() > LISTED {
+        eprintln!("  … and {} more, in the report", columns.len() - LISTED);
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Numeric => "numeric",
+        Role::Binary => "binary",
+        Role::Categorical => "categorical",
+        Role::Time => "time",
+        Role::Group => "group",
+        Role::Target => "target",
+        Role::Weight => "weight",
+        Role::Ignore => "left out",
+    }
 }
 
 /// Trains one seed in `folder` and writes predictions, plots and report.
@@ -197,6 +232,13 @@ fn write_report(job: &Job, folder: &Path, seed: u64, outcome: &Outcome) -> Resul
     };
     let mut scores = part("validation", &outcome.valid);
     scores.extend(part("test", &outcome.test));
+    let mut sections = vec![columns_section(prepared)];
+    if let Some(calibration) = &outcome.calibration {
+        sections.push(calibration_section(
+            calibration,
+            job.settings.train.calibrate,
+        ));
+    }
     let notes = prepared
         .schema
         .warnings()
@@ -206,9 +248,66 @@ fn write_report(job: &Job, folder: &Path, seed: u64, outcome: &Outcome) -> Resul
         title: job.title.to_owned(),
         facts,
         scores,
+        sections,
         notes: notes.cloned().collect(),
     };
     report::write(folder, &report).map(|_| ())
+}
+
+/// What each column became.
+fn columns_section(prepared: &Prepared) -> Section {
+    let row = |(name, role, reason): (&str, Role, &str)| {
+        vec![
+            name.to_owned(),
+            role_name(role).to_owned(),
+            reason.to_owned(),
+        ]
+    };
+    Section {
+        title: "Columns".to_owned(),
+        header: ["column", "role", "why"].map(str::to_owned).to_vec(),
+        rows: prepared.schema.explained().map(row).collect(),
+        text: String::new(),
+    }
+}
+
+fn calibration_section(calibration: &Calibration, applied: bool) -> Section {
+    let Calibration {
+        temperature,
+        as_predicted,
+        scaled,
+    } = calibration;
+    let row = |name: &str, errors: &CalibrationErrors| {
+        let numbers = [errors.expected, errors.brier, errors.log_loss];
+        let numbers = numbers.iter().map(|value| format!("{value:.5}"));
+        std::iter::once(name.to_owned()).chain(numbers).collect()
+    };
+    let what = if applied {
+        "Predictions of this run are scaled."
+    } else {
+        "Predictions of this run are not scaled; `--calibrate` would do so."
+    };
+    Section {
+        title: "Calibration on the test rows".to_owned(),
+        header: [
+            "probabilities",
+            "expected calibration error",
+            "Brier score",
+            "log loss",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        rows: vec![
+            row("as the members' average", as_predicted),
+            row(
+                &format!("scaled by the temperature {temperature:.3}"),
+                scaled,
+            ),
+        ],
+        text: format!(
+            "The temperature fits the validation rows; above 1 the model is too sure of itself. {what}"
+        ),
+    }
 }
 
 /// Predictions as columns: `prediction` for regression; the class and a probability per class otherwise.
@@ -274,6 +373,8 @@ pub(crate) fn print(folder: &Path, fitted: &Fitted, common: &Common) {
             "test": object(&outcome.test),
             "seconds": outcome.seconds,
             "peak_mb": outcome.peak_mb,
+            "out_of_time": outcome.out_of_time,
+            "calibration": outcome.calibration,
             "plots": fitted.plots,
         });
         println!("{summary}");
@@ -286,6 +387,9 @@ pub(crate) fn print(folder: &Path, fitted: &Fitted, common: &Common) {
             .collect();
         texts.join(", ")
     };
+    if outcome.out_of_time {
+        println!("the time was over before training had ended; more may help: `--time-budget`");
+    }
     println!("valid: {}", line(&outcome.valid));
     println!("test:  {}", line(&outcome.test));
     let peak = outcome

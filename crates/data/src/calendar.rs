@@ -28,6 +28,19 @@ pub enum CalendarPart {
 const DAY: i64 = 86_400_000_000;
 
 impl CalendarPart {
+    /// The name in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Weekday => "weekday",
+            Self::Day => "day",
+            Self::DayOfYear => "day_of_year",
+            Self::Month => "month",
+            Self::Year => "year",
+        }
+    }
+
     /// This part of a time given in microseconds since 1970.
     pub const fn at(self, micros: i64) -> i64 {
         let days = micros.div_euclid(DAY);

@@ -8,6 +8,7 @@ pub mod quantile;
 pub mod rows;
 pub mod schema;
 pub mod split;
+pub mod stream;
 pub mod table;
 pub mod write;
 

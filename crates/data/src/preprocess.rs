@@ -216,8 +216,9 @@ impl Preprocessor {
             let mut present = column.iter().filter(|value| !value.is_nan());
             let first = present.next();
             if present.all(|value| Some(value) == first) {
+                let part = part.map_or_else(String::new, |part| format!(":{}", part.name()));
                 warnings.push(format!(
-                    "column `{name}` has one value in the training rows: left out"
+                    "column `{name}{part}` has one value in the training rows: left out"
                 ));
                 continue;
             }
@@ -277,6 +278,17 @@ impl Preprocessor {
         self.numeric.iter().map(|column| column.name.as_str())
     }
 
+    /// A name for each feature, numbers first; parts of the calendar stand behind a colon.
+    pub fn feature_names(&self) -> Vec<String> {
+        let numbers = self.numbers().map(|(name, part)| match part {
+            None => name.to_owned(),
+            Some(part) => format!("{name}:{}", part.name()),
+        });
+        numbers
+            .chain(self.cat_columns().map(str::to_owned))
+            .collect()
+    }
+
     /// Names of the categorical features, in the order of `x_cat`.
     pub fn cat_columns(&self) -> impl Iterator<Item = &str> {
         self.categorical.iter().map(|column| column.name.as_str())
@@ -291,6 +303,13 @@ impl Preprocessor {
                 column.missing,
             )
         })
+    }
+
+    /// Column of each numerical feature, and the part of the calendar that it is, if one.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, Option<CalendarPart>)> {
+        self.numeric
+            .iter()
+            .map(|column| (column.name.as_str(), column.part))
     }
 
     /// The feature of the numerical column at this place.

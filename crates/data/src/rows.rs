@@ -6,10 +6,11 @@ use std::collections::HashMap;
 
 use densely_core::{Error, Result};
 
+use crate::calendar::CalendarPart;
 use crate::dataset::Dataset;
 use crate::matrix::Matrix;
 use crate::preprocess::Preprocessor;
-use crate::table::{MISSING, Table, Values, is_missing, number};
+use crate::table::{MISSING, Table, Values, is_missing, number, parse_time};
 
 /// A value of a row.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,8 @@ pub enum Cell<'a> {
     Missing,
     /// A number; NaN is missing.
     Number(f64),
+    /// A time in microseconds since 1970.
+    Time(i64),
     /// A text, read as the texts of a table are: without surrounding spaces, and missing where it says `NA`.
     Text(Cow<'a, str>),
 }
@@ -36,6 +39,8 @@ pub struct BadCell {
 pub enum ColumnKind {
     /// A number.
     Numeric,
+    /// Numbers of the calendar; given as a date or time like 2013-09-01 05:30.
+    Time,
     /// One of the categories that training saw.
     Categorical {
         /// How many these are; others share one code.
@@ -77,15 +82,29 @@ impl Rows {
 /// What turns the cells of a row into numbers and codes, made once per model.
 #[derive(Debug, Clone)]
 pub struct RowEncoder {
-    /// Numerical columns, then categorical ones.
-    columns: Vec<Column>,
+    /// What is read of a row.
+    columns: Vec<(String, ColumnKind)>,
     places: HashMap<String, usize>,
+    /// What is made of it: numbers, then codes.
+    features: Vec<Feature>,
 }
 
 #[derive(Debug, Clone)]
-struct Column {
-    name: String,
-    kind: ColumnKind,
+struct Feature {
+    /// Place among the columns.
+    column: usize,
+    kind: FeatureKind,
+}
+
+#[derive(Debug, Clone)]
+enum FeatureKind {
+    Number,
+    Part(CalendarPart),
+    Code(Categories),
+}
+
+#[derive(Debug, Clone)]
+struct Categories {
     codes: HashMap<String, i32>,
     missing: i32,
     unseen: i32,
@@ -93,43 +112,56 @@ struct Column {
 
 impl RowEncoder {
     pub(crate) fn new<'a>(
-        numeric: impl Iterator<Item = &'a str>,
+        numeric: impl Iterator<Item = (&'a str, Option<CalendarPart>)>,
         categorical: impl Iterator<Item = (&'a str, &'a [String], bool)>,
     ) -> Self {
-        let numeric = numeric.map(|name| Column {
-            name: name.to_owned(),
-            kind: ColumnKind::Numeric,
-            codes: HashMap::new(),
-            missing: 0,
-            unseen: 0,
-        });
-        let categorical = categorical.map(|(name, categories, missing)| {
+        let mut encoder = Self {
+            columns: Vec::new(),
+            places: HashMap::new(),
+            features: Vec::new(),
+        };
+        for (name, part) in numeric {
+            let (column, kind) = match part {
+                None => (ColumnKind::Numeric, FeatureKind::Number),
+                Some(part) => (ColumnKind::Time, FeatureKind::Part(part)),
+            };
+            encoder.add(name, column, kind);
+        }
+        for (name, categories, missing) in categorical {
             let count = categories.len();
             let unseen = count as i32 + i32::from(missing);
-            Column {
-                name: name.to_owned(),
-                kind: ColumnKind::Categorical {
-                    categories: count,
-                    missing,
-                },
+            let column = ColumnKind::Categorical {
+                categories: count,
+                missing,
+            };
+            let categories = Categories {
                 codes: categories.iter().cloned().zip(0..).collect(),
                 missing: if missing { count as i32 } else { unseen },
                 unseen,
-            }
-        });
-        let columns: Vec<Column> = numeric.chain(categorical).collect();
-        let places = columns.iter().map(|column| column.name.clone());
-        Self {
-            places: places.zip(0..).collect(),
-            columns,
+            };
+            encoder.add(name, column, FeatureKind::Code(categories));
         }
+        encoder
+    }
+
+    /// Several features may come from one column of times.
+    fn add(&mut self, name: &str, column: ColumnKind, kind: FeatureKind) {
+        let next = self.columns.len();
+        let place = *self.places.entry(name.to_owned()).or_insert(next);
+        if place == next {
+            self.columns.push((name.to_owned(), column));
+        }
+        self.features.push(Feature {
+            column: place,
+            kind,
+        });
     }
 
     /// The columns that a row must have, in the order in which [`push`](Self::push) takes their cells.
     pub fn columns(&self) -> impl ExactSizeIterator<Item = (&str, ColumnKind)> {
         self.columns
             .iter()
-            .map(|column| (column.name.as_str(), column.kind))
+            .map(|(name, kind)| (name.as_str(), *kind))
     }
 
     /// The place of the column of this name; `None` for columns that the model does not use.
@@ -148,20 +180,28 @@ impl RowEncoder {
         cells: &[Option<Cell>],
     ) -> std::result::Result<(), BadCell> {
         let before = (rows.numbers.len(), rows.codes.len());
-        for (at, column) in self.columns.iter().enumerate() {
-            let cell = cells.get(at).and_then(Option::as_ref);
-            let reason = match cell {
-                None => Err("the column is not there; say null where there is no value".to_owned()),
-                Some(cell) if column.kind == ColumnKind::Numeric => {
+        for feature in &self.features {
+            let cell = cells.get(feature.column).and_then(Option::as_ref);
+            let reason = match (cell, &feature.kind) {
+                (None, _) => {
+                    Err("the column is not there; say null where there is no value".into())
+                }
+                (Some(cell), FeatureKind::Number) => {
                     numeric(cell).map(|value| rows.numbers.push(value))
                 }
-                Some(cell) => column.code(cell).map(|code| rows.codes.push(code)),
+                (Some(cell), FeatureKind::Part(part)) => time(cell).map(|time| {
+                    let part = time.map_or(f32::NAN, |time| part.at(time) as f32);
+                    rows.numbers.push(part);
+                }),
+                (Some(cell), FeatureKind::Code(categories)) => {
+                    categories.code(cell).map(|code| rows.codes.push(code))
+                }
             };
             if let Err(reason) = reason {
                 rows.numbers.truncate(before.0);
                 rows.codes.truncate(before.1);
                 return Err(BadCell {
-                    column: column.name.clone(),
+                    column: self.columns[feature.column].0.clone(),
                     reason,
                 });
             }
@@ -189,17 +229,15 @@ impl RowEncoder {
             return Err(Error::data(table.path(), reason));
         }
         let columns = self
-            .columns
-            .iter()
-            .map(|column| table.column(&column.name))
+            .columns()
+            .map(|(name, _)| table.column(name))
             .collect::<Result<Vec<_>>>()?;
         let (mut rows, mut bad) = (Rows::default(), Vec::new());
         let mut cells = Vec::with_capacity(columns.len());
         for row in 0..table.row_count() {
             cells.clear();
-            for (column, encoder) in columns.iter().zip(&self.columns) {
-                let numeric = encoder.kind == ColumnKind::Numeric;
-                cells.push(Some(cell_of(&column.values, row, numeric)));
+            for column in &columns {
+                cells.push(Some(cell_of(&column.values, row)));
             }
             if let Err(cell) = self.push(&mut rows, &cells) {
                 bad.push((row, cell));
@@ -209,7 +247,7 @@ impl RowEncoder {
     }
 }
 
-impl Column {
+impl Categories {
     fn code(&self, cell: &Cell) -> std::result::Result<i32, String> {
         let code = |text: &str| self.codes.get(text).copied().unwrap_or(self.unseen);
         Ok(match cell {
@@ -217,9 +255,13 @@ impl Column {
             Cell::Number(value) if value.is_nan() => self.missing,
             Cell::Number(value) if value.is_infinite() => return Err(INFINITE.to_owned()),
             Cell::Number(value) => code(&value.to_string()),
+            Cell::Time(time) => code(&time.to_string()),
             Cell::Text(text) => match text.trim() {
                 text if is_missing(text) => self.missing,
-                text => code(text),
+                text => self.codes.get(text).copied().unwrap_or_else(|| {
+                    // Where training saw numbers only, `1.0` is the category 1.
+                    number(text).map_or(self.unseen, |value| code(&value.to_string()))
+                }),
             },
         })
     }
@@ -231,6 +273,7 @@ fn numeric(cell: &Cell) -> std::result::Result<f32, String> {
     let value = match cell {
         Cell::Missing => f64::NAN,
         Cell::Number(value) => *value,
+        Cell::Time(time) => *time as f64,
         Cell::Text(text) => match text.trim() {
             text if is_missing(text) => f64::NAN,
             text => number(text)
@@ -243,6 +286,25 @@ fn numeric(cell: &Cell) -> std::result::Result<f32, String> {
     Ok(value as f32)
 }
 
+fn time(cell: &Cell) -> std::result::Result<Option<i64>, String> {
+    let wrong = |got: &str| {
+        let got = shortened(got);
+        Err(format!(
+            "expected a date or time like 2013-09-01 05:30, got `{got}`"
+        ))
+    };
+    match cell {
+        Cell::Missing => Ok(None),
+        Cell::Time(time) => Ok(Some(*time)),
+        Cell::Number(value) if value.is_nan() => Ok(None),
+        Cell::Number(value) => wrong(&value.to_string()),
+        Cell::Text(text) => match text.trim() {
+            text if is_missing(text) => Ok(None),
+            text => parse_time(text).map_or_else(|| wrong(text), |time| Ok(Some(time))),
+        },
+    }
+}
+
 /// The head of a text that may be as long as somebody likes.
 fn shortened(text: &str) -> String {
     const MOST: usize = 40;
@@ -252,8 +314,8 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// A value of a table's column; times are microseconds since 1970, for categories as a text.
-fn cell_of(values: &Values, row: usize, numeric: bool) -> Cell<'_> {
+/// A value of a table's column.
+fn cell_of(values: &Values, row: usize) -> Cell<'_> {
     match values {
         Values::Number { values, .. } => Cell::Number(values[row]),
         Values::Text { codes, names } => match codes[row] {
@@ -262,8 +324,7 @@ fn cell_of(values: &Values, row: usize, numeric: bool) -> Cell<'_> {
         },
         Values::Time(values) => match values[row] {
             i64::MIN => Cell::Missing,
-            time if numeric => Cell::Number(time as f64),
-            time => Cell::Text(Cow::Owned(time.to_string())),
+            time => Cell::Time(time),
         },
     }
 }
@@ -271,7 +332,7 @@ fn cell_of(values: &Values, row: usize, numeric: bool) -> Cell<'_> {
 impl Preprocessor {
     /// What turns single rows into [`Rows`].
     pub fn row_encoder(&self) -> RowEncoder {
-        RowEncoder::new(self.num_columns(), self.categories())
+        RowEncoder::new(self.numbers(), self.categories())
     }
 
     /// Features of rows from [`row_encoder`](Self::row_encoder): the same bits as [`transform`](Self::transform)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use densely_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::table::{Table, Values, stray_text};
+use crate::table::{Column, Table, Values, stray_text};
 
 /// What a column is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +60,8 @@ pub struct SchemaOptions {
     pub drop_missing_target: bool,
     /// Predict whether the target, a number, is above this value: a binary task.
     pub target_above: Option<f64>,
+    /// Where no time and no group is named, take the only column of times for the time.
+    pub time_by_itself: bool,
     /// Parts of the time column become features, so that it may be the only column beside the target.
     pub features_from_time: bool,
 }
@@ -77,6 +79,8 @@ pub struct Schema {
     rows: Vec<u32>,
     #[serde(skip)]
     warnings: Vec<String>,
+    #[serde(skip)]
+    reasons: Vec<String>,
 }
 
 /// Distinct whole numbers up to which a target is taken for classes.
@@ -86,8 +90,8 @@ impl Schema {
     /// Infers roles and task.
     ///
     /// Numbers are numeric, unless they have two values; texts are categorical; a column without values, with one
-    /// value, or with another text in every row is left out, and so are times that no option claims, each with a
-    /// warning. A target of numbers is regression, unless it has at most 20 distinct whole numbers.
+    /// value, with another text in every row, with free text, or with whole numbers that name the rows is left out, and
+    /// so are times that no option claims, each with a warning. A target of numbers is regression, unless it has at most 20 distinct whole numbers.
     /// # Errors
     /// [`Error::Data`] for columns that are not there, a target that is missing in some row, has no or one value,
     /// or does not fit the task, and a column of numbers with a stray text.
@@ -127,12 +131,37 @@ impl Schema {
 
         let mut warnings = table.warnings().to_vec();
         let mut columns = Vec::new();
+        let mut reasons = Vec::new();
+        let mut times = Vec::new();
         for name in table.names() {
-            let role = match claimed.get(name) {
-                Some(role) => *role,
-                None => infer_role(table, &*table.column(name)?, &mut warnings)?,
+            let column = table.column(name)?;
+            let (role, reason) = match claimed.get(name) {
+                Some(role) => (*role, "as you said".to_owned()),
+                None => infer_role(table, &column)?,
             };
+            let facts = facts(table, &column);
+            if role == Role::Ignore && !claimed.contains_key(name) {
+                if matches!(column.values, Values::Time(_)) && column.missing() == 0 {
+                    times.push(columns.len());
+                } else {
+                    warnings.push(format!("column `{name}` {reason}: left out"));
+                }
+            }
             columns.push((name.clone(), role));
+            reasons.push(format!("{facts}; {reason}"));
+        }
+        let named = |role| columns.iter().any(|(_, other)| *other == role);
+        let by_itself = options.time_by_itself && !named(Role::Time) && !named(Role::Group);
+        if let ([only], true) = (times.as_slice(), by_itself) {
+            columns[*only].1 = Role::Time;
+            reasons[*only] += ", the only one: rows are split by it";
+        } else {
+            for at in times {
+                let name = &columns[at].0;
+                warnings.push(format!(
+                    "column `{name}` holds times: left out (split by it with `--time {name}`)"
+                ));
+            }
         }
         let features = [Role::Numeric, Role::Binary, Role::Categorical];
         let usable = |role: &Role| {
@@ -152,6 +181,7 @@ impl Schema {
             target_above: options.target_above,
             rows,
             warnings,
+            reasons,
         })
     }
 
@@ -168,6 +198,13 @@ impl Schema {
     /// The value that the target is compared with, when whether it is above one is predicted.
     pub const fn target_above(&self) -> Option<f64> {
         self.target_above
+    }
+
+    /// Every column: its name, its role, and what in its values speaks for it; in the table's order. Empty for a schema
+    /// that was read from a file.
+    pub fn explained(&self) -> impl Iterator<Item = (&str, Role, &str)> {
+        let columns = self.columns.iter().zip(&self.reasons);
+        columns.map(|((name, role), reason)| (name.as_str(), *role, reason.as_str()))
     }
 
     /// Names of the columns with this role, in the table's order.
@@ -189,27 +226,47 @@ impl Schema {
     }
 }
 
-fn infer_role(
-    table: &Table,
-    column: &crate::table::Column,
-    warnings: &mut Vec<String>,
-) -> Result<Role> {
-    let name = &column.name;
-    let mut ignore = |reason: &str| {
-        warnings.push(format!("column `{name}` {reason}: left out"));
-        Ok(Role::Ignore)
+/// What a person would count first.
+fn facts(table: &Table, column: &Column) -> String {
+    const MANY: usize = 10_000;
+    let distinct = match column.distinct(MANY) {
+        Some(1) => "1 value".to_owned(),
+        Some(n) => format!("{n} values"),
+        None => format!("over {MANY} values"),
     };
+    let kind = match &column.values {
+        Values::Number { integral: true, .. } => "whole numbers",
+        Values::Number { .. } => "numbers",
+        Values::Text { .. } => "texts",
+        Values::Time(_) => "times",
+    };
+    match column.missing() {
+        0 => format!("{kind}, {distinct}"),
+        missing if missing == table.row_count() => "no values".to_owned(),
+        missing => format!("{kind}, {distinct}, {missing} missing"),
+    }
+}
+
+/// The role, and why. A role of `Ignore` is said as a warning, in the words after the column's name.
+fn infer_role(table: &Table, column: &Column) -> Result<(Role, String)> {
+    let name = &column.name;
+    let ignore = |reason: &str| Ok((Role::Ignore, reason.to_owned()));
+    let rows = table.row_count();
     let missing = column.missing();
-    if missing == table.row_count() {
+    let present = rows - missing;
+    if present == 0 {
         return ignore("has no values");
     }
     let distinct = column.distinct(2);
     match &column.values {
-        Values::Time(_) => ignore(&format!("holds times (split by it with `--time {name}`)")),
-        Values::Number { .. } => match distinct {
+        Values::Time(_) => ignore("holds times"),
+        Values::Number { values, integral } => match distinct {
             Some(1) => ignore("has one value only"),
-            Some(2) => Ok(Role::Binary),
-            _ => Ok(Role::Numeric),
+            Some(2) => Ok((Role::Binary, "a category of two".to_owned())),
+            _ if *integral && is_identifier(name, values) => ignore(&format!(
+                "has another whole number in every row, like an identifier (keep it with `--role {name}=numeric`)"
+            )),
+            _ => Ok((Role::Numeric, "a number".to_owned())),
         },
         Values::Text { names, .. } => {
             if let Some((row, text)) = stray_text(column) {
@@ -219,17 +276,50 @@ fn infer_role(
                 );
                 return Err(table.error(name, row, reason));
             }
-            let present = table.row_count() - missing;
             match distinct {
                 Some(1) if missing == 0 => ignore("has one value only"),
-                Some(2) if missing == 0 => Ok(Role::Binary),
-                _ if names.len() == present && present > MOST_CLASSES => {
+                Some(2) if missing == 0 => Ok((Role::Binary, "a category of two".to_owned())),
+                _ if present > MOST_CLASSES && names.len() == present => {
                     ignore("has another text in every row, like a name or free text")
                 }
-                _ => Ok(Role::Categorical),
+                _ if present > MOST_CLASSES && is_free_text(names, present) => ignore(
+                    "holds free text, which networks for tables cannot read; make numbers or categories of it, such as \
+                     its length, a key word or an embedding from a language model",
+                ),
+                _ => Ok((Role::Categorical, "a category".to_owned())),
             }
         }
     }
+}
+
+/// Whole numbers that name a row rather than measure it: all different, and either called so or counted up by one.
+fn is_identifier(name: &str, values: &[f64]) -> bool {
+    let lower = name.to_lowercase();
+    let called = [
+        "id", "index", "idx", "key", "rowid", "row_id", "row", "no", "nr", "",
+    ]
+    .contains(&lower.as_str())
+        || ["_id", " id", "-id", ".id", "_key", "_idx"]
+            .iter()
+            .any(|end| lower.ends_with(end))
+        || name.ends_with("Id")
+        || name.ends_with("ID")
+        || lower.starts_with("unnamed");
+    let counted = values.windows(2).all(|pair| pair[1] - pair[0] == 1.0);
+    if values.len() <= MOST_CLASSES || !(called || counted) {
+        return false;
+    }
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    !sorted.iter().any(|value| value.is_nan()) && sorted.windows(2).all(|pair| pair[0] < pair[1])
+}
+
+/// Sentences rather than names: most rows have a text of their own, of several words.
+fn is_free_text(names: &[String], present: usize) -> bool {
+    let words = |text: &String| text.split_whitespace().count();
+    let total: usize = names.iter().map(words).sum();
+    let own = names.len() * 10;
+    (own >= present * 5 && total >= names.len() * 4) || own >= present * 9
 }
 
 fn infer_target(

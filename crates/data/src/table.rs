@@ -13,8 +13,10 @@ use densely_core::{Error, Result};
 mod join;
 mod read;
 
+pub(crate) use read::{CsvLines, is_missing, number, parse_time};
 use read::{FileColumns, Interner, collect, read_csv, read_parquet};
-pub(crate) use read::{is_missing, number, parse_time};
+#[cfg(feature = "parquet")]
+pub(crate) use read::{guarded, parquet_reader};
 
 /// A missing text's code.
 pub const MISSING: u32 = u32::MAX;

@@ -1,6 +1,7 @@
 //! Results as tables: CSV, or Parquet with the feature `parquet`.
 
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result, fs};
 
@@ -13,59 +14,207 @@ pub enum Output {
     Texts(Vec<String>),
 }
 
-/// Writes columns of equal length to `path`, atomically; its ending chooses CSV, TSV or Parquet.
-///
-/// # Errors
-/// [`Error::Io`]; [`Error::Unsupported`] for other endings, and for Parquet without the feature `parquet`.
-pub fn write_columns(path: &Path, columns: &[(String, Output)]) -> Result<()> {
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("csv") => write_csv(path, b',', columns),
-        Some("tsv") => write_csv(path, b'\t', columns),
-        Some("parquet") => write_parquet(path, columns),
-        _ => Err(Error::Unsupported {
-            what: format!("writing `{}`", path.display()),
-            hint: "name it .csv, .tsv or .parquet".to_owned(),
-        }),
+impl Output {
+    fn len(&self) -> usize {
+        match self {
+            Self::Numbers(values) => values.len(),
+            Self::Texts(values) => values.len(),
+        }
     }
 }
 
-fn write_csv(path: &Path, delimiter: u8, columns: &[(String, Output)]) -> Result<()> {
-    fs::write_with(path, |file| {
-        let mut writer = csv::WriterBuilder::new()
-            .delimiter(delimiter)
-            .from_writer(file);
-        let wrong = |e: csv::Error| Error::Io {
-            path: path.to_owned(),
-            source: e.into(),
+/// How a result is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Fields between commas.
+    Csv,
+    /// Fields between tabs.
+    Tsv,
+    /// Parquet.
+    Parquet,
+}
+
+impl Format {
+    /// The format that a file's ending names.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for other endings, and for Parquet without the feature `parquet`.
+    pub fn of(path: &Path) -> Result<Self> {
+        let unsupported = |hint: &str| {
+            Err(Error::Unsupported {
+                what: format!("writing `{}`", path.display()),
+                hint: hint.to_owned(),
+            })
         };
-        writer
-            .write_record(columns.iter().map(|(name, _)| name))
-            .map_err(wrong)?;
-        let rows = columns.first().map_or(0, |(_, output)| match output {
-            Output::Numbers(values) => values.len(),
-            Output::Texts(values) => values.len(),
-        });
-        for row in 0..rows {
-            let field = |(_, output): &(String, Output)| match output {
-                Output::Numbers(values) => values[row].to_string(),
-                Output::Texts(values) => values[row].clone(),
-            };
-            writer
-                .write_record(columns.iter().map(field))
-                .map_err(wrong)?;
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("csv") => Ok(Self::Csv),
+            Some("tsv") => Ok(Self::Tsv),
+            Some("parquet") if cfg!(feature = "parquet") => Ok(Self::Parquet),
+            Some("parquet") => unsupported("build with the feature `parquet`, or name it .csv"),
+            _ => unsupported("name it .csv, .tsv or .parquet"),
         }
-        writer.flush().map_err(Error::io(path))
+    }
+}
+
+/// Writes a result piece by piece; every piece has the same columns.
+pub struct Writer<W: Write + Send> {
+    path: PathBuf,
+    kind: Kind<W>,
+}
+
+enum Kind<W: Write + Send> {
+    Text {
+        writer: Box<csv::Writer<W>>,
+        begun: bool,
+    },
+    #[cfg(feature = "parquet")]
+    Parquet(Option<W>),
+    #[cfg(feature = "parquet")]
+    Begun(Box<parquet::arrow::ArrowWriter<W>>),
+}
+
+impl<W: Write + Send> std::fmt::Debug for Writer<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Writer")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<W: Write + Send> Writer<W> {
+    /// Writes to `into`; `path` stands in errors.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for Parquet without the feature `parquet`.
+    pub fn new(into: W, path: &Path, format: Format) -> Result<Self> {
+        let text = |into, delimiter| Kind::Text {
+            writer: Box::new(
+                csv::WriterBuilder::new()
+                    .delimiter(delimiter)
+                    .from_writer(into),
+            ),
+            begun: false,
+        };
+        let kind = match format {
+            Format::Csv => text(into, b','),
+            Format::Tsv => text(into, b'\t'),
+            #[cfg(feature = "parquet")]
+            Format::Parquet => Kind::Parquet(Some(into)),
+            #[cfg(not(feature = "parquet"))]
+            Format::Parquet => {
+                return Err(Error::Unsupported {
+                    what: format!("writing `{}`", path.display()),
+                    hint: "build with the feature `parquet`, or name it .csv".to_owned(),
+                });
+            }
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            kind,
+        })
+    }
+
+    /// Adds rows: columns of equal length.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Corrupt`] when the columns are not those of the piece before.
+    pub fn write(&mut self, columns: &[(String, Output)]) -> Result<()> {
+        match &mut self.kind {
+            Kind::Text { writer, begun } => {
+                write_text(&self.path, writer, columns, !std::mem::replace(begun, true))
+            }
+            #[cfg(feature = "parquet")]
+            Kind::Parquet(into) => {
+                let batch = batch(&self.path, columns)?;
+                let Some(into) = into.take() else {
+                    return Err(Error::corrupt(&self.path, "an earlier write failed"));
+                };
+                let mut writer = parquet_writer(&self.path, into, &batch)?;
+                writer
+                    .write(&batch)
+                    .map_err(|e| parquet_error(&self.path, e))?;
+                self.kind = Kind::Begun(Box::new(writer));
+                Ok(())
+            }
+            #[cfg(feature = "parquet")]
+            Kind::Begun(writer) => {
+                let batch = batch(&self.path, columns)?;
+                writer
+                    .write(&batch)
+                    .map_err(|e| parquet_error(&self.path, e))
+            }
+        }
+    }
+
+    /// Writes what is still held back. Without it a file is not whole.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(self) -> Result<()> {
+        match self.kind {
+            Kind::Text { mut writer, .. } => writer.flush().map_err(Error::io(&self.path)),
+            #[cfg(feature = "parquet")]
+            Kind::Parquet(_) => Err(Error::data(&self.path, "there is no row to write")),
+            #[cfg(feature = "parquet")]
+            Kind::Begun(writer) => writer
+                .close()
+                .map(|_| ())
+                .map_err(|e| parquet_error(&self.path, e)),
+        }
+    }
+}
+
+/// Writes columns of equal length to `path`, atomically; its ending chooses CSV, TSV or Parquet.
+///
+/// # Errors
+/// [`Error::Io`]; those of [`Format::of`].
+pub fn write_columns(path: &Path, columns: &[(String, Output)]) -> Result<()> {
+    let format = Format::of(path)?;
+    fs::write_with(path, |file| {
+        let mut writer = Writer::new(file, path, format)?;
+        writer.write(columns)?;
+        writer.finish()
     })
 }
 
-#[cfg(feature = "parquet")]
-fn write_parquet(path: &Path, columns: &[(String, Output)]) -> Result<()> {
-    use std::io::Write;
+fn write_text<W: Write>(
+    path: &Path,
+    writer: &mut csv::Writer<W>,
+    columns: &[(String, Output)],
+    header: bool,
+) -> Result<()> {
+    let wrong = |e: csv::Error| Error::Io {
+        path: path.to_owned(),
+        source: e.into(),
+    };
+    if header {
+        let names = columns.iter().map(|(name, _)| name);
+        writer.write_record(names).map_err(wrong)?;
+    }
+    let rows = columns.first().map_or(0, |(_, output)| output.len());
+    let mut number = String::new();
+    for row in 0..rows {
+        for (_, output) in columns {
+            let field = match output {
+                Output::Numbers(values) => {
+                    number.clear();
+                    // A text in memory takes every number.
+                    let _ =
+                        std::fmt::Write::write_fmt(&mut number, format_args!("{}", values[row]));
+                    &number
+                }
+                Output::Texts(values) => &values[row],
+            };
+            writer.write_field(field).map_err(wrong)?;
+        }
+        writer.write_record(None::<&[u8]>).map_err(wrong)?;
+    }
+    Ok(())
+}
 
+#[cfg(feature = "parquet")]
+fn batch(path: &Path, columns: &[(String, Output)]) -> Result<arrow_array::RecordBatch> {
     use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
-    use parquet::arrow::ArrowWriter;
-    use parquet::basic::Compression;
-    use parquet::file::properties::WriterProperties;
     use std::sync::Arc;
 
     let array = |output: &Output| -> ArrayRef {
@@ -74,25 +223,33 @@ fn write_parquet(path: &Path, columns: &[(String, Output)]) -> Result<()> {
             Output::Texts(values) => Arc::new(StringArray::from_iter_values(values)),
         }
     };
-    let wrong = |text: String| Error::corrupt(path, text);
-    let batch = RecordBatch::try_from_iter(columns.iter().map(|(n, o)| (n.as_str(), array(o))))
-        .map_err(|e| wrong(e.to_string()))?;
-    // Into memory first, so that a full disk is an error of the atomic write and keeps its name.
-    let mut bytes = Vec::new();
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
-        .build();
-    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties))
-        .map_err(|e| wrong(e.to_string()))?;
-    writer.write(&batch).map_err(|e| wrong(e.to_string()))?;
-    writer.close().map_err(|e| wrong(e.to_string()))?;
-    fs::write_with(path, |file| file.write_all(&bytes).map_err(Error::io(path)))
+    RecordBatch::try_from_iter(columns.iter().map(|(n, o)| (n.as_str(), array(o))))
+        .map_err(|e| Error::corrupt(path, e.to_string()))
 }
 
-#[cfg(not(feature = "parquet"))]
-fn write_parquet(path: &Path, _: &[(String, Output)]) -> Result<()> {
-    Err(Error::Unsupported {
-        what: format!("writing `{}`", path.display()),
-        hint: "build with the feature `parquet`, or name it .csv".to_owned(),
-    })
+#[cfg(feature = "parquet")]
+fn parquet_writer<W: Write + Send>(
+    path: &Path,
+    into: W,
+    batch: &arrow_array::RecordBatch,
+) -> Result<parquet::arrow::ArrowWriter<W>> {
+    let properties = parquet::file::properties::WriterProperties::builder()
+        .set_compression(parquet::basic::Compression::SNAPPY)
+        // What a group holds stays in memory until the group is whole.
+        .set_max_row_group_row_count(Some(1 << 17))
+        .build();
+    parquet::arrow::ArrowWriter::try_new(into, batch.schema(), Some(properties))
+        .map_err(|e| parquet_error(path, e))
+}
+
+/// A full disk keeps its own name.
+#[cfg(feature = "parquet")]
+fn parquet_error(path: &Path, error: parquet::errors::ParquetError) -> Error {
+    match error {
+        parquet::errors::ParquetError::External(source) => match source.downcast() {
+            Ok(source) => Error::io(path)(*source),
+            Err(other) => Error::corrupt(path, other.to_string()),
+        },
+        other => Error::corrupt(path, other.to_string()),
+    }
 }

@@ -1,13 +1,13 @@
 //! From a table to a trained model: prepare, train, evaluate. The loop is written out.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use densely_core::{Error, Result, Tensors, nn, seeded};
 use densely_data::dataset::{Batch, Dataset, Order};
 use densely_data::preprocess::Preprocessor;
 use densely_data::rows::Rows;
-use densely_data::schema::{Schema, SchemaOptions, Task};
+use densely_data::schema::{Role, Schema, SchemaOptions, Task};
 use densely_data::split::{Split, SplitConfig};
 use densely_data::table::Table;
 use densely_torch_ext::Autocast;
@@ -21,8 +21,12 @@ use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
+use crate::calibration::{self, Calibration};
 use crate::models::{ModelConfig, TabularModel};
-use crate::settings::{Batches, DataSettings, Decay, EmbeddingSettings, FitSettings, Precision};
+use crate::settings::{
+    Averaging, Batches, ClassWeights, DataSettings, Decay, EmbeddingSettings, FitSettings,
+    Precision, metrics_of,
+};
 use crate::task;
 
 /// A table made ready: features and targets of each part as tensors, and what it took to make them.
@@ -59,11 +63,12 @@ impl Prepared {
             weight: settings.weight.clone(),
             drop_missing_target: settings.drop_missing_target,
             target_above: settings.target_above,
+            time_by_itself: settings.auto_time && settings.split.is_none(),
             features_from_time: !settings.preprocess.calendar.is_empty(),
         };
         let schema = Schema::infer(table, &options)?;
         let task = schema.task();
-        let split = settings.split(task).split(table, &schema)?;
+        let split = settings.split(&schema).split(table, &schema)?;
         let preprocessor = Preprocessor::fit(table, &schema, &split, &settings.preprocess)?;
         let part = |rows: &[u32]| preprocessor.transform(table, Some(rows), true);
         let (train, valid, test) = (part(&split.train)?, part(&split.valid)?, part(&split.test)?);
@@ -90,12 +95,13 @@ impl Prepared {
 impl DataSettings {
     /// The split that the settings name, or the default: by time or group where there is such a column, else
     /// at random (stratified by class).
-    pub fn split(&self, task: Task) -> SplitConfig {
+    pub fn split(&self, schema: &Schema) -> SplitConfig {
         self.split.clone().unwrap_or_else(|| {
             let (valid, test, seed) = (self.valid, self.test, 0);
-            match (&self.time, &self.group, task) {
-                (Some(_), ..) => SplitConfig::Time { valid, test },
-                (_, Some(_), _) => SplitConfig::Group { valid, test, seed },
+            let has = |role| schema.with_role(role).next().is_some();
+            match (has(Role::Time), has(Role::Group), schema.task()) {
+                (true, ..) => SplitConfig::Time { valid, test },
+                (_, true, _) => SplitConfig::Group { valid, test, seed },
                 (.., Task::Regression) => SplitConfig::Random { valid, test, seed },
                 _ => SplitConfig::Stratified { valid, test, seed },
             }
@@ -127,12 +133,14 @@ struct RunConfig<'a> {
 }
 
 /// Settings that may differ when a run is resumed, since they do not change what was learnt so far.
-const MAY_CHANGE: [&str; 5] = [
+const MAY_CHANGE: [&str; 7] = [
     "table",
     "train.epochs",
     "train.patience",
     "train.eval_batch_size",
     "train.checkpoint_steps",
+    "train.time_budget",
+    "train.calibrate",
 ];
 
 /// Where and how a fit runs.
@@ -206,6 +214,10 @@ pub struct Outcome {
     pub targets: Tensor,
     /// Members that are averaged; empty for all.
     pub members: Vec<i64>,
+    /// How far the probabilities can be trusted; none for regression.
+    pub calibration: Option<Calibration>,
+    /// Whether training ended because its time was over.
+    pub out_of_time: bool,
     /// Seconds of this process, training and evaluation.
     pub seconds: f64,
     /// Largest resident memory of this process, MB, where the system tells.
@@ -250,7 +262,11 @@ pub fn fit(
         &vs,
         &decay_rules(train.decay, settings.model.embedding.as_ref()),
     )?;
-    let data = prepared.train.to_device(options.device);
+    let weights = class_weights(train.class_weights, prepared)?;
+    let data = Dataset {
+        weight: weights.map(|weights| weights.to_device(options.device)),
+        ..prepared.train.to_device(options.device)
+    };
     let valid = prepared.valid.to_device(options.device);
     let valid_targets = task::targets(&valid, scale)?;
     let steps_per_epoch = data.len().div_ceil(train.batch_size) as u64;
@@ -281,7 +297,13 @@ pub fn fit(
         done: run.progress().step,
     });
 
-    while !run.progress().finished && run.progress().epoch < train.epochs && !run.should_stop() {
+    let budget = (train.time_budget > 0.0).then(|| Duration::from_secs_f64(train.time_budget));
+    let over = || budget.is_some_and(|budget| start.elapsed() >= budget);
+    while !run.progress().finished
+        && run.progress().epoch < train.epochs
+        && !run.should_stop()
+        && !(over() && run.progress().best.is_some())
+    {
         let epoch = run.progress().epoch;
         let done = run.progress().step_in_epoch;
         let mut batches = data.epoch(train.batch_size, order, options.seed, epoch, done);
@@ -334,6 +356,9 @@ pub fn fit(
             if run.should_checkpoint() {
                 run.checkpoint(&vs, &optimizer)?;
             }
+            if over() {
+                break;
+            }
         }
         let predictions = task::predict(
             &*model,
@@ -365,6 +390,7 @@ pub fn fit(
             });
         }
     }
+    let out_of_time = over();
     if !run.progress().finished {
         run.finish(&vs, &optimizer)?;
     }
@@ -387,8 +413,29 @@ pub fn fit(
         Ok((predictions, task::targets(data, scale)?))
     };
     let (valid_predictions, valid_targets) = evaluate(&valid)?;
-    let (predictions, targets) = evaluate(&prepared.test.to_device(options.device))?;
+    let (mut predictions, targets) = evaluate(&prepared.test.to_device(options.device))?;
+    let calibration = match prepared.task {
+        Task::Regression => None,
+        _ => Some(Calibration::new(
+            &valid_predictions,
+            &valid_targets,
+            &predictions,
+            &targets,
+        )?),
+    };
+    let scaled = calibration.as_ref().filter(|_| train.calibrate);
+    let mut valid_predictions = valid_predictions;
+    if let Some(Calibration { temperature, .. }) = scaled {
+        predictions = calibration::scale(&predictions, *temperature);
+        valid_predictions = calibration::scale(&valid_predictions, *temperature);
+    }
+    save_temperature(
+        options.folder,
+        scaled.map(|calibration| calibration.temperature),
+    )?;
     Ok(Outcome {
+        calibration,
+        out_of_time,
         parameters,
         best_epoch,
         epochs,
@@ -517,6 +564,59 @@ fn diverged(error: Error, run: &Run, batch: &Batch) -> Error {
     error
 }
 
+/// A weight for every training row, its own and its class's; none when all count the same.
+fn class_weights(rule: ClassWeights, prepared: &Prepared) -> Result<Option<Tensor>> {
+    let own = prepared.train.weight.as_ref().map(Tensor::shallow_clone);
+    match (rule, prepared.task) {
+        (ClassWeights::None, _) => Ok(own),
+        (ClassWeights::Balanced, Task::Regression) => Err(Error::config(
+            "train.class_weights",
+            "`balanced` needs classes; this is a regression",
+        )),
+        (ClassWeights::Balanced, _) => {
+            let y = task::targets(&prepared.train, None)?;
+            let classes = prepared.outputs();
+            let counts = y.bincount(None::<&Tensor>, classes).to_kind(Kind::Double);
+            let weights = (prepared.train.len() as f64 / (counts * classes as f64))
+                .index_select(0, &y)
+                .to_kind(Kind::Float);
+            Ok(Some(
+                own.map_or(weights.shallow_clone(), |own| own * weights),
+            ))
+        }
+    }
+}
+
+const TEMPERATURE: &str = "calibration.json";
+
+/// Keeps the temperature with the run; a run that is not calibrated has no such file.
+fn save_temperature(folder: &Path, temperature: Option<f64>) -> Result<()> {
+    let path = folder.join(TEMPERATURE);
+    match temperature {
+        Some(temperature) => {
+            let text = json!({ "temperature": temperature }).to_string();
+            densely_core::fs::write(&path, text.as_bytes())
+        }
+        None if path.exists() => std::fs::remove_file(&path).map_err(Error::io(&path)),
+        None => Ok(()),
+    }
+}
+
+fn read_temperature(folder: &Path) -> Result<Option<f64>> {
+    let path = folder.join(TEMPERATURE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let values: std::collections::BTreeMap<String, f64> = read_json(&path)?;
+    let temperature = values
+        .get("temperature")
+        .copied()
+        .filter(|t| *t > 0.0 && t.is_finite());
+    temperature
+        .map(Some)
+        .ok_or_else(|| Error::corrupt(&path, "the temperature is not a positive number"))
+}
+
 const MEMBERS: &str = "members.json";
 
 fn save_members(folder: &Path, members: &[i64]) -> Result<()> {
@@ -531,6 +631,7 @@ pub struct Fitted {
     pub pipeline: Pipeline,
     model: Box<dyn TabularModel>,
     members: Vec<i64>,
+    temperature: Option<f64>,
     device: tch::Device,
 }
 
@@ -567,6 +668,7 @@ impl Fitted {
             pipeline,
             model,
             members,
+            temperature: read_temperature(folder)?,
             device,
         })
     }
@@ -599,10 +701,41 @@ impl Fitted {
         self.predict_data(&data.to_device(self.device))
     }
 
-    fn predict_data(&self, data: &Dataset) -> Result<Tensor> {
+    /// Predicts rows that were transformed already; they must be on the model's device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they do not fit the model; [`Error::Torch`] when memory runs out.
+    pub fn predict_data(&self, data: &Dataset) -> Result<Tensor> {
         let scale = self.pipeline.preprocessor.target_scale();
         let (task, members) = (self.pipeline.task, &self.members);
-        task::predict(&*self.model, data, task, scale, members, 8192)
+        let predictions = task::predict(&*self.model, data, task, scale, members, 8192)?;
+        Ok(match self.temperature {
+            Some(temperature) => calibration::scale(&predictions, temperature),
+            None => predictions,
+        })
+    }
+
+    /// The members of the run that have the best averaged score on the rows of `table`, by `rule`.
+    ///
+    /// # Errors
+    /// Those of [`predict`](Self::predict), and [`Error::Shape`] when the score is not defined on the rows.
+    pub fn choose_members(&self, table: &Table, rule: Averaging) -> Result<Vec<i64>> {
+        let preprocessor = &self.pipeline.preprocessor;
+        let data = preprocessor
+            .transform(table, None, true)?
+            .to_device(self.device);
+        let (task, scale) = (self.pipeline.task, preprocessor.target_scale());
+        let metric = metrics_of(task)[0];
+        task::select_members(rule, metric, &*self.model, &data, task, scale, 8192)
+    }
+
+    /// Features and targets of a table, on the model's device.
+    ///
+    /// # Errors
+    /// Those of [`Preprocessor::transform`].
+    pub fn transform(&self, table: &Table) -> Result<Dataset> {
+        let data = self.pipeline.preprocessor.transform(table, None, true)?;
+        Ok(data.to_device(self.device))
     }
 }
 

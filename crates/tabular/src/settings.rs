@@ -41,6 +41,9 @@ pub struct DataSettings {
     /// Column with time; where there is one, the default split is by time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
+    /// Without a time, a group and a split, split by the only column of times, if there is one.
+    #[serde(default)]
+    pub auto_time: bool,
     /// Column whose equal values must stay in one part of the split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
@@ -69,6 +72,27 @@ pub struct DataSettings {
     /// How columns become numbers.
     #[serde(default)]
     pub preprocess: PreprocessConfig,
+}
+
+impl DataSettings {
+    /// The defaults, to predict the column `target`.
+    pub fn new(target: impl Into<String>) -> Self {
+        Self {
+            target: target.into(),
+            task: None,
+            time: None,
+            auto_time: false,
+            group: None,
+            weight: None,
+            roles: BTreeMap::new(),
+            drop_missing_target: false,
+            target_above: None,
+            valid: default_valid(),
+            test: default_test(),
+            split: None,
+            preprocess: PreprocessConfig::default(),
+        }
+    }
 }
 
 fn default_valid() -> f64 {
@@ -186,6 +210,17 @@ pub enum Precision {
     F16,
 }
 
+/// How much classes count in the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassWeights {
+    /// Every row as much as any other.
+    #[default]
+    None,
+    /// Every class as much as any other: a row counts `rows / (classes · rows of its class)`, as in scikit-learn.
+    Balanced,
+}
+
 /// The training loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -217,6 +252,13 @@ pub struct TrainSettings {
     pub averaging: Averaging,
     /// Steps between checkpoints within an epoch, beside the one at its end; 0 for none.
     pub checkpoint_steps: u64,
+    /// How much classes count in the loss; scores are not weighted.
+    pub class_weights: ClassWeights,
+    /// Seconds after which training ends, evaluated as far as it came; 0 for no limit. A run with a limit depends on the
+    /// machine's speed.
+    pub time_budget: f64,
+    /// Whether probabilities are scaled by the temperature that fits the validation rows.
+    pub calibrate: bool,
 }
 
 impl Default for TrainSettings {
@@ -239,6 +281,9 @@ impl Default for TrainSettings {
             metric: None,
             averaging: Averaging::All,
             checkpoint_steps: 0,
+            class_weights: ClassWeights::None,
+            time_budget: 0.0,
+            calibrate: false,
         }
     }
 }
@@ -258,6 +303,13 @@ impl TrainSettings {
                 self.clip_norm
             );
             return Err(Error::config("train.clip_norm", reason));
+        }
+        if !(self.time_budget >= 0.0 && self.time_budget.is_finite()) {
+            let reason = format!(
+                "must be 0 (no limit) or a number of seconds, got {}",
+                self.time_budget
+            );
+            return Err(Error::config("train.time_budget", reason));
         }
         self.optimizer.validate()
     }

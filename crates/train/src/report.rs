@@ -30,8 +30,23 @@ pub struct Report {
     pub facts: Vec<(String, String)>,
     /// Results of the best epoch.
     pub scores: Vec<Score>,
+    /// Tables of the domain, behind the results.
+    pub sections: Vec<Section>,
     /// Things that the reader should know, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// A table with a heading.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Section {
+    /// Heading.
+    pub title: String,
+    /// Names of the columns.
+    pub header: Vec<String>,
+    /// As many cells each as the header has.
+    pub rows: Vec<Vec<String>>,
+    /// A sentence below; may be empty.
+    pub text: String,
 }
 
 /// Writes `report.md` into the run folder `dir`: facts, scores, the course of training, plots found in `plots/`,
@@ -94,6 +109,14 @@ fn text(dir: &Path, report: &Report) -> Result<String> {
             ]
         });
         table(&mut out, &["on", "metric", "value", "unit", "better"], rows);
+    }
+    for section in &report.sections {
+        put(&mut out, &format!("## {}\n\n", section.title));
+        let header: Vec<&str> = section.header.iter().map(String::as_str).collect();
+        table(&mut out, &header, section.rows.iter().cloned());
+        if !section.text.is_empty() {
+            put(&mut out, &format!("{}\n\n", section.text));
+        }
     }
     if !report.notes.is_empty() {
         out.push_str("## Notes\n\n");

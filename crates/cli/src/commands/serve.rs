@@ -160,6 +160,7 @@ fn describe(pipeline: &Pipeline) -> Value {
         .columns()
         .map(|(name, kind)| match kind {
             ColumnKind::Numeric => json!({ "name": name, "kind": "numeric" }),
+            ColumnKind::Time => json!({ "name": name, "kind": "time" }),
             ColumnKind::Categorical {
                 categories,
                 missing,

@@ -1,10 +1,14 @@
 //! `densely tabular`: fit, evaluate and apply models on one's own table.
 
+mod importance;
+mod predict;
+mod prune;
+
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use densely_core::{Error, Result};
-use densely_data::{Table, write_columns};
+use densely_data::Table;
 use densely_tabular::fit::{Fitted, Prepared};
 use densely_tabular::settings::FitSettings;
 use densely_tabular::task::scores;
@@ -22,7 +26,11 @@ pub(crate) enum Command {
     /// Print the metrics of a run on a table that has the target.
     Evaluate(Evaluate),
     /// Write predictions of a run for the rows of a table.
-    Predict(Predict),
+    Predict(predict::Predict),
+    /// Tell which columns a run's predictions depend on.
+    Importance(importance::Importance),
+    /// Keep only the members of a run that serve a table best: a smaller model.
+    Prune(prune::Prune),
 }
 
 #[derive(Debug, clap::Args)]
@@ -48,6 +56,15 @@ pub(crate) struct Fit {
     /// Column whose equal values stay in one part of the split.
     #[arg(long, conflicts_with = "time")]
     group: Option<String>,
+    /// How rows are divided: by `--time`, `--group` or the only column of times where there is one (auto), or at random.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "random"], conflicts_with_all = ["time", "group"])]
+    split: String,
+    /// Parts of the time column that become numbers: minute, hour, weekday, day, day_of_year, month, year.
+    #[arg(long, value_delimiter = ',', value_name = "PARTS")]
+    calendar: Vec<String>,
+    /// Predict whether the target, a number, is above this value.
+    #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
+    target_above: Option<f64>,
     /// Column with a weight per row.
     #[arg(long)]
     weight: Option<String>,
@@ -78,6 +95,18 @@ pub(crate) struct Fit {
     /// bf16 matrix products by autocast.
     #[arg(long)]
     bf16: bool,
+    /// Let every class count as much as any other in the loss.
+    #[arg(long)]
+    balanced: bool,
+    /// End training after this time, such as 90s, 10m or 2h, with the best epoch so far.
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    time_budget: Option<f64>,
+    /// Scale probabilities by the temperature that fits the validation rows.
+    #[arg(long)]
+    calibrate: bool,
+    /// Members that are averaged: all, the best one, or those chosen greedily on the validation rows.
+    #[arg(long, value_parser = ["all", "best", "greedy"])]
+    averaging: Option<String>,
     /// Leave out rows without a target.
     #[arg(long)]
     drop_missing_target: bool,
@@ -129,25 +158,13 @@ pub(crate) struct Evaluate {
     table: PathBuf,
 }
 
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example: densely tabular predict runs/houses new_houses.csv --out predictions.csv"
-)]
-pub(crate) struct Predict {
-    /// Run folder of a fit.
-    run: PathBuf,
-    /// Table with the columns that the model was trained on; others are ignored.
-    table: PathBuf,
-    /// CSV or Parquet file to write.
-    #[arg(long)]
-    out: PathBuf,
-}
-
 pub(crate) fn run(command: &Command, common: &Common) -> Result<()> {
     match command {
         Command::Fit(arguments) => fit(arguments, common),
         Command::Evaluate(arguments) => evaluate(arguments, common),
-        Command::Predict(arguments) => predict(arguments, common),
+        Command::Predict(arguments) => predict::run(arguments, common),
+        Command::Importance(arguments) => importance::run(arguments, common),
+        Command::Prune(arguments) => prune::run(arguments, common),
     }
 }
 
@@ -205,6 +222,15 @@ impl Fit {
             roles.insert(column.into(), text(role));
         }
         data.insert("roles".into(), roles.into());
+        data.insert("auto_time".into(), (self.split == "auto").into());
+        if let Some(above) = self.target_above {
+            data.insert("target_above".into(), above.into());
+        }
+        if !self.calendar.is_empty() {
+            let parts: Vec<toml::Value> = self.calendar.iter().map(|part| text(part)).collect();
+            let preprocess = Toml::from_iter([("calendar".to_owned(), parts.into())]);
+            data.insert("preprocess".into(), preprocess.into());
+        }
         data.insert("valid".into(), self.valid.into());
         data.insert("test".into(), self.test.into());
         data.insert(
@@ -224,6 +250,10 @@ impl Fit {
             self.batch_size.map(|rows| integer(rows as u64)),
         );
         put("precision", self.bf16.then(|| text("bf16")));
+        put("class_weights", self.balanced.then(|| text("balanced")));
+        put("time_budget", self.time_budget.map(toml::Value::Float));
+        put("calibrate", self.calibrate.then_some(true.into()));
+        put("averaging", self.averaging.as_deref().map(text));
 
         let mut model = Toml::new();
         model.insert("preset".into(), text(&self.model));
@@ -265,6 +295,18 @@ impl Fit {
     }
 }
 
+/// `90s`, `10m`, `2h`, or seconds without a unit.
+fn seconds(text: &str) -> std::result::Result<f64, String> {
+    let units = [("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
+    let value = units.into_iter().find_map(|(unit, scale)| {
+        let value: f64 = text.strip_suffix(unit)?.parse().ok()?;
+        Some(value * scale)
+    });
+    value
+        .filter(|value| *value > 0.0 && value.is_finite())
+        .ok_or_else(|| format!("expected a time such as 90s, 10m or 2h, got `{text}`"))
+}
+
 fn evaluate(arguments: &Evaluate, common: &Common) -> Result<()> {
     let fitted = Fitted::open(&arguments.run, common.device.open()?)?;
     let table = Table::open(&arguments.table)?;
@@ -290,22 +332,6 @@ fn evaluate(arguments: &Evaluate, common: &Common) -> Result<()> {
         for (metric, value) in values {
             println!("  {:<9} {value:.6} {}", metric.name(), metric.unit());
         }
-    }
-    Ok(())
-}
-
-fn predict(arguments: &Predict, common: &Common) -> Result<()> {
-    let fitted = Fitted::open(&arguments.run, common.device.open()?)?;
-    let table = Table::open(&arguments.table)?;
-    let (predictions, _) = fitted.predict(&table, false)?;
-    let columns =
-        fitting::prediction_columns(&predictions, None, fitted.pipeline.preprocessor.classes())?;
-    write_columns(&arguments.out, &columns)?;
-    let rows = predictions.size()[0];
-    if common.json {
-        println!("{}", json!({ "rows": rows, "out": arguments.out }));
-    } else if !common.quiet {
-        println!("{rows} predictions in {}", arguments.out.display());
     }
     Ok(())
 }

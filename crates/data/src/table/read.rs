@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::BufReader;
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, TimestampMicrosecondType};
@@ -233,18 +233,79 @@ fn check_names(path: &Path, names: &[String]) -> Result<()> {
     }
 }
 
-/// Calls `each` with the trimmed fields of every record; returns the header.
-fn csv_pass(
-    path: &Path,
-    delimiter: u8,
-    mut each: impl FnMut(&mut dyn Iterator<Item = &str>),
-) -> Result<Vec<String>> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .flexible(true)
-        .from_reader(BufReader::new(file));
-    let wrong = |e: csv::Error| match e.into_kind() {
+/// The records of a CSV text, each as long as the header.
+pub(crate) struct CsvLines<R> {
+    path: PathBuf,
+    reader: csv::Reader<R>,
+    header: Vec<String>,
+    record: csv::StringRecord,
+}
+
+impl<R: Read> CsvLines<R> {
+    /// Reads the header of `from`; `path` stands in errors.
+    pub(crate) fn new(from: R, path: &Path, delimiter: u8) -> Result<Self> {
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(delimiter)
+            .flexible(true)
+            .buffer_capacity(1 << 16)
+            .from_reader(from);
+        let header: Vec<String> = reader
+            .headers()
+            .map_err(|e| csv_error(path, e))?
+            .iter()
+            .map(|name| name.trim_start_matches('\u{feff}').trim().to_owned())
+            .collect();
+        if header.is_empty() {
+            return Err(Error::data(
+                path,
+                "the file is empty; expected a header and rows",
+            ));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            reader,
+            header,
+            record: csv::StringRecord::new(),
+        })
+    }
+
+    pub(crate) fn header(&self) -> &[String] {
+        &self.header
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Line of the record that was read last.
+    pub(crate) fn line(&self) -> u64 {
+        self.record.position().map_or(0, csv::Position::line)
+    }
+
+    /// The next record; its fields may have spaces around them.
+    pub(crate) fn next_record(&mut self) -> Result<Option<&csv::StringRecord>> {
+        let more = self.reader.read_record(&mut self.record);
+        if !more.map_err(|e| csv_error(&self.path, e))? {
+            return Ok(None);
+        }
+        if self.record.len() != self.header.len() {
+            return Err(Error::Data {
+                path: self.path.clone(),
+                row: Some(self.line()),
+                column: None,
+                reason: format!(
+                    "expected {} fields as in the header, got {}",
+                    self.header.len(),
+                    self.record.len()
+                ),
+            });
+        }
+        Ok(Some(&self.record))
+    }
+}
+
+fn csv_error(path: &Path, error: csv::Error) -> Error {
+    match error.into_kind() {
         csv::ErrorKind::Io(source) => Error::Io {
             path: path.to_owned(),
             source,
@@ -256,37 +317,21 @@ fn csv_pass(
             reason: "the text is not UTF-8; save the file as UTF-8".to_owned(),
         },
         other => Error::corrupt(path, format!("{other:?}")),
-    };
-    let header: Vec<String> = reader
-        .headers()
-        .map_err(wrong)?
-        .iter()
-        .map(|name| name.trim_start_matches('\u{feff}').trim().to_owned())
-        .collect();
-    if header.is_empty() {
-        return Err(Error::data(
-            path,
-            "the file is empty; expected a header and rows",
-        ));
     }
-    let mut record = csv::StringRecord::new();
-    while reader.read_record(&mut record).map_err(wrong)? {
-        let line = record.position().map_or(0, csv::Position::line);
-        if record.len() != header.len() {
-            return Err(Error::Data {
-                path: path.to_owned(),
-                row: Some(line),
-                column: None,
-                reason: format!(
-                    "expected {} fields as in the header, got {}",
-                    header.len(),
-                    record.len()
-                ),
-            });
-        }
+}
+
+/// Calls `each` with the trimmed fields of every record; returns the header.
+fn csv_pass(
+    path: &Path,
+    delimiter: u8,
+    mut each: impl FnMut(&mut dyn Iterator<Item = &str>),
+) -> Result<Vec<String>> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let mut lines = CsvLines::new(file, path, delimiter)?;
+    while let Some(record) = lines.next_record()? {
         each(&mut record.iter().map(str::trim));
     }
-    Ok(header)
+    Ok(lines.header)
 }
 
 /// What it takes to read single columns of a file again.
@@ -452,7 +497,7 @@ fn parquet_batches(path: &Path, place: Option<usize>) -> Result<Table> {
 }
 
 #[cfg(feature = "parquet")]
-fn parquet_reader(
+pub(crate) fn parquet_reader(
     path: &Path,
 ) -> Result<parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder<File>> {
     let file = File::open(path).map_err(Error::io(path))?;
@@ -463,7 +508,7 @@ fn parquet_reader(
 /// Runs `read`; its panics are errors. The Parquet reader panics on some damaged files; for the user those are
 /// damaged files, not bugs of theirs.
 #[cfg(feature = "parquet")]
-fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|_| {
         Err(Error::corrupt(
             path,
