@@ -4,6 +4,8 @@
 mod bad_input;
 mod forward;
 mod resume;
+#[cfg(feature = "serve")]
+mod serve;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
