@@ -264,6 +264,8 @@ fn help_has_an_example_for_every_command() {
         vec!["tabular", "fit"],
         vec!["tabular", "evaluate"],
         vec!["tabular", "predict"],
+        #[cfg(feature = "serve")]
+        vec!["serve"],
     ] {
         let words: Vec<&str> = words.into_iter().chain(["--help"]).collect();
         let help = stdout(&bench.densely(&words).success());
