@@ -14,7 +14,16 @@ const BASE: [&str; 4] = [
 ];
 
 /// What a domain crate without features must not bring to its user.
-const HEAVY: [&str; 6] = ["parquet", "clap", "image", "plotters", "indicatif", "ureq"];
+const HEAVY: [&str; 8] = [
+    "parquet",
+    "clap",
+    "image",
+    "plotters",
+    "indicatif",
+    "ureq",
+    "tokio",
+    "axum",
+];
 
 /// The crates of the workspace that `name` may depend on; `None` where all are allowed.
 fn allowed(name: &str) -> Option<Vec<&'static str>> {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 /// Longest that a client waits for one answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Errors after which a client gives up.
 const MOST_ERRORS: u64 = 1000;
 /// Largest answer that is read.

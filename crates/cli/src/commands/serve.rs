@@ -70,6 +70,7 @@ fn parse_wait(text: &str) -> std::result::Result<f64, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
+    rows::quiet_caught_panics();
     let listener = listener(arguments)?;
     let device = common.device.open()?;
     let model = Fitted::open(&arguments.run, device)?;

@@ -4,6 +4,8 @@
 mod bad_input;
 mod forward;
 mod resume;
+#[cfg(feature = "serve")]
+mod serve;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -262,6 +264,8 @@ fn help_has_an_example_for_every_command() {
         vec!["tabular", "fit"],
         vec!["tabular", "evaluate"],
         vec!["tabular", "predict"],
+        #[cfg(feature = "serve")]
+        vec!["serve"],
     ] {
         let words: Vec<&str> = words.into_iter().chain(["--help"]).collect();
         let help = stdout(&bench.densely(&words).success());

@@ -9,8 +9,8 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::json;
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 
 use super::rows::BadRow;
 
@@ -66,13 +66,22 @@ impl Refusal {
     }
 }
 
+/// A refusal as JSON.
+#[derive(Serialize)]
+struct Explained<'a> {
+    error: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [BadRow],
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut body = json!({ "error": self.sentence });
-        if !self.bad.is_empty() {
-            body["errors"] = json!(self.bad);
-        }
-        let mut response = with_type(JSON, body.to_string().into());
+        let body = Explained {
+            error: &self.sentence,
+            errors: &self.bad,
+        };
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = with_type(JSON, body.into());
         *response.status_mut() = self.status;
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             let headers = response.headers_mut();

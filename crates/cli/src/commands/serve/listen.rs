@@ -136,12 +136,11 @@ async fn connection(
         outcome = connection.as_mut() => Some(outcome),
         _ = stopped.changed() => None,
     };
-    let outcome = match ended {
-        Some(outcome) => outcome,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+    let outcome = if let Some(outcome) = ended {
+        outcome
+    } else {
+        connection.as_mut().graceful_shutdown();
+        connection.await
     };
     if let Err(error) = outcome {
         tracing::debug!("a connection ended: {error}");

@@ -245,11 +245,7 @@ impl Drop for Held<'_> {
 }
 
 /// Reads the body within the limits.
-async fn body<'a>(
-    server: &'a Server,
-    request: Request,
-    deadline: Instant,
-) -> Result<Held<'a>, Refusal> {
+async fn body(server: &Server, request: Request, deadline: Instant) -> Result<Held<'_>, Refusal> {
     let limits = &server.limits;
     let too_long = || {
         let sentence = format!(

@@ -1,6 +1,7 @@
 //! From the body of a request to checked rows. A bad row is named and left out; the others go on.
 
 use std::borrow::Cow;
+use std::cell::Cell as Flag;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -309,16 +310,39 @@ fn cell(raw: &str) -> Result<Cell<'_>, String> {
     })
 }
 
+thread_local! {
+    /// Whether a panic of this thread is caught and is nothing to write home about.
+    static CAUGHT: Flag<bool> = const { Flag::new(false) };
+}
+
+/// Keeps panics that a client's bytes cause out of the log, which a client could fill otherwise. Call it once, before
+/// the first request.
+pub(super) fn quiet_caught_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !CAUGHT.get() {
+            before(info);
+        }
+    }));
+}
+
+/// Runs `read`; its panics are `None`. The Arrow reader panics on some damaged streams; for the client those are
+/// damaged streams, not bugs of theirs.
+fn guarded<T>(read: impl FnOnce() -> T) -> Option<T> {
+    CAUGHT.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(read)).ok();
+    CAUGHT.set(false);
+    outcome
+}
+
 /// Reads an Arrow IPC stream.
 pub(super) fn arrow(body: Vec<u8>, encoder: &RowEncoder, most: usize) -> Result<Parsed, Refusal> {
-    // The reader panics on some damaged streams; for the client those are damaged streams, not bugs of theirs.
-    let batches = catch_unwind(AssertUnwindSafe(|| batches(body, most)));
-    let batches = batches.unwrap_or_else(|_| Err(not_arrow("it is damaged")))?;
+    let damaged = || not_arrow("it is damaged");
+    let batches = guarded(|| batches(body, most)).ok_or_else(damaged)??;
     if batches.iter().all(|batch| batch.num_rows() == 0) {
         return Ok(Parsed::default());
     }
-    let table = catch_unwind(AssertUnwindSafe(|| Table::from_batches(batches)));
-    let table = table.unwrap_or_else(|_| Err(densely_core::Error::data("", "it is damaged")));
+    let table = guarded(|| Table::from_batches(batches)).ok_or_else(damaged)?;
     let table = table.map_err(|error| not_arrow(&error.to_string()))?;
     let (rows, bad) = encoder
         .encode(&table)
