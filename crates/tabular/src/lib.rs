@@ -7,6 +7,7 @@ pub mod mlp;
 pub mod models;
 pub mod settings;
 pub mod tabm;
+pub mod tabred;
 pub mod task;
 
 pub use densely_core::{Device, Error, Result};

@@ -68,6 +68,25 @@ pub struct DataSettings {
     pub preprocess: PreprocessConfig,
 }
 
+impl DataSettings {
+    /// The defaults, for a table whose column `target` is predicted.
+    pub fn of(target: impl Into<String>) -> Self {
+        Self {
+            target: target.into(),
+            task: None,
+            time: None,
+            group: None,
+            weight: None,
+            roles: BTreeMap::new(),
+            drop_missing_target: false,
+            valid: default_valid(),
+            test: default_test(),
+            split: None,
+            preprocess: PreprocessConfig::default(),
+        }
+    }
+}
+
 fn default_valid() -> f64 {
     0.16
 }
