@@ -479,3 +479,19 @@ fn labels_and_rows_of_splits_are_checked() {
         ("new", Metric::RocAuc)
     );
 }
+
+#[test]
+fn the_data_sets_files_agree_with_the_facts() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/datasets");
+    for set in &SETS {
+        let path = folder.join(format!("tabred-{}.toml", set.name));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let archive = format!("preprocessed/{}.tabred", set.name);
+        for part in [set.sha256, set.licence, &archive, "irubachev/tabred"] {
+            assert!(text.contains(part), "{}: {part}", path.display());
+        }
+        if let Some(competition) = set.competition {
+            assert!(text.contains(competition), "{}", path.display());
+        }
+    }
+}
