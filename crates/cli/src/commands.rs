@@ -2,5 +2,6 @@
 
 pub(crate) mod forward;
 pub(crate) mod models;
+pub(crate) mod tabred;
 pub(crate) mod tabular;
 pub(crate) mod train;

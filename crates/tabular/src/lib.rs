@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod embeddings;
+pub mod ensemble;
 pub mod fit;
 pub mod layers;
 pub mod mlp;

@@ -24,12 +24,13 @@ use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result, registry};
 use densely_data::schema::{Role, Task};
-use densely_data::split::Split;
+use densely_data::split::{Split, SplitConfig};
 use densely_data::table::{Column, Table, Values};
 use densely_train::metrics::Metric;
 use serde::Deserialize;
 
-use crate::settings::metrics_of;
+use crate::fit::Prepared;
+use crate::settings::{FitSettings, metrics_of};
 use npy::Npy;
 pub use sets::{SETS, SetFacts};
 
@@ -179,6 +180,28 @@ impl TabRed {
             split,
             warnings,
         })
+    }
+}
+
+impl TabRed {
+    /// Fills in what the settings leave open and the folder knows (roles of the columns, task, score of validation) and
+    /// prepares the rows. A split of another kind than `files` divides them anew.
+    ///
+    /// # Errors
+    /// Those of [`Prepared::with_split`] and [`Prepared::new`].
+    pub fn prepare(self, settings: &mut FitSettings) -> Result<Prepared> {
+        let FitSettings { data, train, .. } = settings;
+        for (column, role) in self.roles {
+            data.roles.entry(column).or_insert(role);
+        }
+        data.task.get_or_insert(self.info.task);
+        train.metric.get_or_insert(self.info.score);
+        match data.split {
+            None | Some(SplitConfig::Files { .. }) => {
+                Prepared::with_split(&self.table, data, self.split)
+            }
+            Some(_) => Prepared::new(&self.table, data),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use densely_train::run::ResumeFrom;
 use serde_json::{Map, Value, json};
 use toml::Table as Toml;
 
+use super::tabred;
 use crate::fitting::{self, Job};
 use crate::{Common, recipe};
 
@@ -23,6 +24,8 @@ pub(crate) enum Command {
     Evaluate(Evaluate),
     /// Write predictions of a run for the rows of a table.
     Predict(Predict),
+    /// Print ranks and scores of models on the TabReD benchmark, your own among the published ones.
+    TabredRanks(tabred::Ranks),
 }
 
 #[derive(Debug, clap::Args)]
@@ -148,6 +151,7 @@ pub(crate) fn run(command: &Command, common: &Common) -> Result<()> {
         Command::Fit(arguments) => fit(arguments, common),
         Command::Evaluate(arguments) => evaluate(arguments, common),
         Command::Predict(arguments) => predict(arguments, common),
+        Command::TabredRanks(arguments) => tabred::run(arguments, common),
     }
 }
 

@@ -3,8 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result, weights};
-use densely_data::{Dataset, Table};
+use densely_data::{Dataset, SplitConfig, Table};
+use densely_tabular::ensemble::{self, GROUP};
 use densely_tabular::fit::Prepared;
+use densely_tabular::settings::FitSettings;
+use densely_tabular::tabred::{self, TabRed};
+use densely_tabular::task::Task;
+use densely_train::metrics::Metric;
 use serde_json::{Map, Value, json};
 
 use super::tabular::ResumeArguments;
@@ -19,7 +24,7 @@ use crate::recipe::{Recipe, Size};
 pub(crate) struct Arguments {
     /// TOML file of the recipe.
     recipe: PathBuf,
-    /// Folder with the recipe's data set; `cargo xtask data get NAME` fetches it and says where it is.
+    /// Folder with the recipe's data set, a table or a TabReD folder; `cargo xtask data get NAME` fetches it and says where it is.
     #[arg(long, default_value = ".")]
     data_dir: PathBuf,
     /// Folder for the runs; `runs/<name>` when left out.
@@ -51,10 +56,9 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     if let Some(seed) = common.seed {
         recipe.seeds = vec![seed];
     }
-    let (file, settings) = recipe.fit_settings(&arguments.recipe)?;
+    let (file, mut settings) = recipe.fit_settings(&arguments.recipe)?;
     let path = arguments.data_dir.join(file);
-    let table = Table::open(&path)?;
-    let prepared = Prepared::new(&table, &settings.data)?;
+    let prepared = prepare(&path, &mut settings)?;
     if let Some(folder) = &arguments.export {
         return export(&prepared, folder);
     }
@@ -81,8 +85,24 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         }
         results.push((*seed, fitted));
     }
-    report(&recipe, &results, device, common);
+    report(&recipe, prepared.task, &results, device, common)?;
     Ok(())
+}
+
+/// The rows of a table, or of a TabReD folder; a folder also says what the settings leave open.
+fn prepare(path: &Path, settings: &mut FitSettings) -> Result<Prepared> {
+    if !path.is_dir() {
+        return Prepared::new(&Table::open(path)?, &settings.data);
+    }
+    let split = match &settings.data.split {
+        Some(SplitConfig::Files { name }) => name,
+        _ => tabred::DEFAULT_SPLIT,
+    };
+    let folder = TabRed::open(path, split)?;
+    for warning in &folder.warnings {
+        tracing::warn!("{warning}");
+    }
+    folder.prepare(settings)
 }
 
 /// Mean and sample standard deviation; of one value the deviation is 0.
@@ -100,13 +120,19 @@ fn mean_sd(values: &[f64]) -> (f64, f64) {
     )
 }
 
-fn report(recipe: &Recipe, results: &[(u64, Fitted)], device: tch::Device, common: &Common) {
+fn report(
+    recipe: &Recipe,
+    task: Task,
+    results: &[(u64, Fitted)],
+    device: tch::Device,
+    common: &Common,
+) -> Result<()> {
     let Some((_, first)) = results.first() else {
-        return;
+        return Ok(());
     };
     let mut metrics = Map::new();
     for (metric, _) in &first.outcome.test {
-        let of = |values: &[(densely_train::metrics::Metric, f64)]| {
+        let of = |values: &[(Metric, f64)]| {
             values
                 .iter()
                 .find(|(other, _)| other == metric)
@@ -135,6 +161,7 @@ fn report(recipe: &Recipe, results: &[(u64, Fitted)], device: tch::Device, commo
             json!({ "direction": direction, "seeds": seeds, "mean": mean, "sd": sd }),
         );
     }
+    let ensembles = ensembles(recipe, task, results, common)?;
     if common.json {
         let plots: Vec<&PathBuf> = results.iter().flat_map(|(_, s)| &s.plots).collect();
         let peak = results
@@ -145,7 +172,7 @@ fn report(recipe: &Recipe, results: &[(u64, Fitted)], device: tch::Device, commo
             tch::Device::Cuda(index) => format!("cuda:{index}"),
             _ => "cpu".to_owned(),
         };
-        let summary = json!({
+        let mut summary = json!({
             "name": recipe.name,
             "metrics": metrics,
             "seconds": results.iter().map(|(_, s)| s.outcome.seconds).sum::<f64>(),
@@ -155,8 +182,52 @@ fn report(recipe: &Recipe, results: &[(u64, Fitted)], device: tch::Device, commo
             "threads": tch::get_num_threads(),
             "plots": plots,
         });
+        if !ensembles.is_empty() {
+            summary["ensembles"] = ensembles.into();
+        }
         println!("{summary}");
     }
+    Ok(())
+}
+
+/// What averages of five seeds' predictions reach: printed, and as JSON by metric. Nothing with less than five seeds.
+fn ensembles(
+    recipe: &Recipe,
+    task: Task,
+    results: &[(u64, Fitted)],
+    common: &Common,
+) -> Result<Map<String, Value>> {
+    let mut metrics = Map::new();
+    let Some((_, first)) = results.first() else {
+        return Ok(metrics);
+    };
+    let predictions: Vec<&tch::Tensor> = results
+        .iter()
+        .map(|(_, fitted)| &fitted.outcome.predictions)
+        .collect();
+    let groups = ensemble::scores(task, &predictions, &first.outcome.targets)?;
+    for (metric, _) in groups.first().into_iter().flatten() {
+        let values: Vec<f64> = groups
+            .iter()
+            .flatten()
+            .filter(|(other, _)| other == metric)
+            .map(|(_, value)| *value)
+            .collect();
+        let (mean, sd) = mean_sd(&values);
+        if !common.json {
+            println!(
+                "{}: ensembles of {GROUP}: {} {mean:.4} ± {sd:.4} on {} groups",
+                recipe.name,
+                metric.name(),
+                values.len()
+            );
+        }
+        metrics.insert(
+            metric.name().to_owned(),
+            json!({ "size": GROUP, "values": values, "mean": mean, "sd": sd }),
+        );
+    }
+    Ok(metrics)
 }
 
 /// The arrays of each part as safetensors, and what their numbers mean as `meta.json`: for training the
