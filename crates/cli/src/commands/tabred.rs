@@ -11,7 +11,7 @@ use crate::Common;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example: densely tabular tabred-ranks crates/tabular/recipes/tabred-tabm.csv"
+    after_help = "Example: densely tabular tabred-ranks crates/tabular/examples/tabm_on_tabred.csv"
 )]
 pub(crate) struct Ranks {
     /// CSV files with results of further models: model,dataset,mean,sd,runs.

@@ -91,12 +91,10 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 
 /// The rows of a table, or of a TabReD folder; a folder also says what the settings leave open.
 fn prepare(path: &Path, settings: &mut FitSettings) -> Result<Prepared> {
-    if !path.is_dir() {
-        return Prepared::new(&Table::open(path)?, &settings.data);
-    }
     let split = match &settings.data.split {
-        Some(SplitConfig::Files { name }) => name,
-        _ => tabred::DEFAULT_SPLIT,
+        Some(SplitConfig::Files { name }) if !path.is_file() => name,
+        _ if path.is_dir() => tabred::DEFAULT_SPLIT,
+        _ => return Prepared::new(&Table::open(path)?, &settings.data),
     };
     let folder = TabRed::open(path, split)?;
     for warning in &folder.warnings {
