@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use flate2::read::GzDecoder;
 
 use crate::cache::{self, Digested};
+use crate::unpacked::Unpacked;
 
 /// Most entries that an archive may have: more is a bomb, not a package.
 const MAX_ENTRIES: usize = 200_000;
@@ -158,6 +159,65 @@ pub(crate) fn unpack_zip(
         written += 1;
     }
     Ok(written)
+}
+
+/// Unpacks the folder `top` of a gzip tar into `folder`: regular files and folders only, at most `limit` bytes in all;
+/// what is beside `top` is left. Returns the files, relative to `folder`, by name.
+pub(crate) fn unpack_tar(
+    archive: &Path,
+    folder: &Path,
+    top: &str,
+    limit: u64,
+) -> Result<Vec<Unpacked>> {
+    let damaged = || {
+        format!(
+            "{} is damaged; delete it and run the command again",
+            archive.display()
+        )
+    };
+    // Headers and padding are small beside the files, unless it is a bomb.
+    let budget = limit.saturating_add(64 << 20);
+    let reader = GzDecoder::new(BufReader::new(open(archive)?)).take(budget);
+    let mut tar = tar::Archive::new(reader);
+    let mut left = limit;
+    let mut files: Vec<Unpacked> = Vec::new();
+    for (index, entry) in tar.entries().with_context(damaged)?.enumerate() {
+        let entry = entry.with_context(damaged)?;
+        if index > MAX_ENTRIES {
+            bail!("{} has more than {MAX_ENTRIES} entries", archive.display());
+        }
+        let name = String::from_utf8(entry.path_bytes().into_owned()).with_context(damaged)?;
+        let name = name.strip_prefix("./").unwrap_or(&name);
+        let kind = entry.header().entry_type();
+        let empty = kind.is_dir() && matches!(name, "" | ".");
+        if empty || kind.is_pax_global_extensions() {
+            continue;
+        }
+        let path = safe(name.trim_end_matches('/'))?;
+        let Ok(inside) = path.strip_prefix(top) else {
+            continue; // systems leave files of their own beside the folder
+        };
+        if kind.is_dir() {
+            continue;
+        }
+        if !kind.is_file() || inside.as_os_str().is_empty() {
+            bail!("{name} in {} is not a regular file", archive.display());
+        }
+        let shown = inside.to_string_lossy().into_owned();
+        if files.iter().any(|file| file.path == shown) {
+            bail!("{} holds {name} twice", archive.display());
+        }
+        let digested = write_entry(entry, &folder.join(inside), left)
+            .with_context(|| format!("cannot unpack {name} from {}", archive.display()))?;
+        left = left.saturating_sub(digested.bytes);
+        files.push(Unpacked {
+            path: shown,
+            bytes: digested.bytes,
+            sha256: digested.sha256,
+        });
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -339,6 +399,72 @@ mod tests {
         })?;
         assert_eq!(written, 1);
         assert_eq!(std::fs::read(folder.path().join("to/lib/a.so"))?, b"1");
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_is_unpacked_and_nothing_beside_it() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let tar = folder.path().join("a.tabred");
+        let file = tar::EntryType::Regular;
+        tar_with(
+            &tar,
+            &[
+                ("set/", b"", tar::EntryType::Directory),
+                ("set/y.npy", b"123", file),
+                ("set/splits/default/train.npy", b"45", file),
+                ("._set", b"x", file),
+            ],
+        )?;
+        let out = folder.path().join("out");
+        let files = unpack_tar(&tar, &out, "set", 5)?;
+        let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(names, ["splits/default/train.npy", "y.npy"]);
+        assert_eq!(std::fs::read(out.join("y.npy"))?, b"123");
+        assert_eq!(files[1].sha256, cache::sha256(b"123"));
+        assert!(!folder.path().join("._set").exists() && !out.join("._set").exists());
+        assert!(
+            unpack_tar(&tar, &folder.path().join("few"), "set", 4)
+                .is_err_and(|error| format!("{error:#}").contains("expected"))
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_with_links_or_twice_the_same_file_is_refused() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let tar = folder.path().join("a.tabred");
+        let file = tar::EntryType::Regular;
+        let out = folder.path().join("out");
+        for (entries, complaint) in [
+            (
+                vec![("set/y.npy", &b""[..], tar::EntryType::Symlink)],
+                "not a regular file",
+            ),
+            (
+                vec![("set/y.npy", &b""[..], tar::EntryType::Link)],
+                "not a regular file",
+            ),
+            (vec![("set", &b"1"[..], file)], "not a regular file"),
+            (
+                vec![("set/a", &b"1"[..], file), ("set/a", &b"2"[..], file)],
+                "twice",
+            ),
+        ] {
+            tar_with(&tar, &entries)?;
+            let text = unpack_tar(&tar, &out, "set", 100)
+                .map_or_else(|error| format!("{error:#}"), |_| String::new());
+            assert!(text.contains(complaint), "{text}");
+        }
+        // A bomb: ten million zeros in a few kilobytes.
+        tar_with(&tar, &[("set/zeros", &vec![0_u8; 10_000_000], file)])?;
+        assert!(unpack_tar(&tar, &out, "set", 1_000).is_err());
+        assert!(std::fs::metadata(out.join("zeros"))?.len() <= 1_000);
+        let whole = std::fs::read(&tar)?;
+        for cut in [0, 10, whole.len() / 2] {
+            std::fs::write(&tar, &whole[..cut])?;
+            assert!(unpack_tar(&tar, &out, "set", 100_000_000).is_err(), "{cut}");
+        }
         Ok(())
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
 
 fn list() -> Result<()> {
     say!(
-        "{:<20} {:>10}  {:<8} {:<44} licence",
+        "{:<26} {:>9}  {:<8} {:<52} licence",
         "name",
         "size",
         "cached",
@@ -65,7 +65,7 @@ fn list() -> Result<()> {
     );
     for set in dataset::all()? {
         say!(
-            "{:<20} {:>10}  {:<8} {:<44} {}",
+            "{:<26} {:>9}  {:<8} {:<52} {}",
             set.name,
             cache::human(set.bytes()),
             cached(&set)?,

@@ -10,6 +10,7 @@ use crate::cache::{self, Digested};
 use crate::fetch;
 use crate::packages::Kind;
 use crate::shell;
+use crate::unpacked;
 
 /// `xtask/datasets/<name>.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -34,6 +35,10 @@ pub(crate) struct DataFile {
     pub(crate) path: String,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
+    /// What the sources have is a gzip tar of the folder that is the last part of `path`, kept unpacked. Then `sha256` is
+    /// the archive's, and `bytes` is about what the folder takes.
+    #[serde(default)]
+    pub(crate) unpack: bool,
     /// In the folder that `DENSELY_DATA_MIRROR` names.
     pub(crate) mirror: String,
     /// In order of preference.
@@ -164,6 +169,12 @@ impl Dataset {
         Ok(cache::data()?.join(&self.name))
     }
 
+    /// Whether a person must sign in somewhere before it can be fetched.
+    pub(crate) fn needs_account(&self) -> bool {
+        let own = |source: &Source| matches!(source, Source::Kaggle { .. });
+        self.files.iter().any(|file| file.sources.iter().all(own))
+    }
+
     /// All bytes together.
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
@@ -226,6 +237,9 @@ impl Dataset {
 impl DataFile {
     fn state(&self, folder: &Path, deep: bool) -> State {
         let path = folder.join(&self.path);
+        if self.unpack {
+            return unpacked::state(self, &path, deep);
+        }
         match std::fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => State::Missing,
             Err(error) => State::Bad(error.to_string()),
@@ -246,9 +260,28 @@ impl DataFile {
         }
     }
 
+    /// Most bytes that are taken for it, fetched or unpacked.
+    pub(crate) fn limit(&self) -> u64 {
+        if self.unpack {
+            self.bytes.saturating_mul(2).saturating_add(64 << 20)
+        } else {
+            self.bytes
+        }
+    }
+
     /// # Errors
-    /// When size or hash differ.
+    /// When size or hash of what was fetched differ; of an archive the size is not known.
     pub(crate) fn judge(&self, found: &Digested) -> Result<()> {
+        if self.unpack {
+            if found.sha256.eq_ignore_ascii_case(&self.sha256) {
+                return Ok(());
+            }
+            bail!(
+                "it gave an archive with SHA-256 {}, {} is expected",
+                found.sha256,
+                self.sha256
+            );
+        }
         if found.bytes == self.bytes && found.sha256.eq_ignore_ascii_case(&self.sha256) {
             return Ok(());
         }

@@ -11,6 +11,7 @@ use crate::dataset::{DataFile, Source};
 use crate::download::{self, Expected};
 use crate::packages::{self, Pinned};
 use crate::shell;
+use crate::unpacked;
 
 /// Tries the mirror, then each source; every one that is not taken is named.
 pub(crate) fn get_file(set: &str, file: &DataFile, data: &Path, offline: bool) -> Result<()> {
@@ -58,6 +59,9 @@ pub(crate) fn get_file(set: &str, file: &DataFile, data: &Path, offline: bool) -
     if let Some(folder) = to.parent() {
         cache::create_folder(folder)?;
     }
+    if file.unpack {
+        return unpacked::put(file, &new, scratch.path(), &to);
+    }
     std::fs::rename(&new, &to).map_err(|error| cache::explain("write", &to, &error))
 }
 
@@ -66,7 +70,7 @@ pub(crate) fn copy_checked(from: &Path, to: &Path, file: &DataFile) -> Result<()
         std::fs::File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
     let mut output =
         std::fs::File::create(to).map_err(|error| cache::explain("write", to, &error))?;
-    let found = cache::copy_hashed(input, &mut output, file.bytes)
+    let found = cache::copy_hashed(input, &mut output, file.limit())
         .map_err(|error| cache::explain("copy to", to, &error))?;
     output
         .sync_all()
@@ -154,7 +158,7 @@ fn fetch(source: &Source, file: &DataFile, new: &Path, scratch: &Path, data: &Pa
                     &to,
                     Expected {
                         sha256: Some(&file.sha256),
-                        bytes: Some(file.bytes),
+                        bytes: (!file.unpack).then_some(file.bytes),
                     },
                     true,
                 )?;
@@ -175,7 +179,11 @@ fn fetch(source: &Source, file: &DataFile, new: &Path, scratch: &Path, data: &Pa
                 &work,
                 "install it and sign in: `pip install kaggle`, then kaggle.com -> Settings -> API",
             )?;
-            copy_checked(&work.join(archive::safe(name)?), new, file)
+            // The program leaves folders of the data set away.
+            let name = archive::safe(name)?;
+            let whole = work.join(&name);
+            let flat = work.join(name.file_name().unwrap_or_default());
+            copy_checked(if whole.is_file() { &whole } else { &flat }, new, file)
         }
         Source::Huggingface {
             repo,
@@ -265,15 +273,15 @@ fn unpack(
     work: &Path,
 ) -> Result<()> {
     let found = match inner {
-        None => archive::extract_member(archive, member, new, file.bytes)?,
+        None => archive::extract_member(archive, member, new, file.limit())?,
         Some(inner) => {
             // The outer file is compressed: it cannot need more room than the archive and the file together.
             let limit = file
-                .bytes
+                .limit()
                 .saturating_add(std::fs::metadata(archive).map_or(0, |meta| meta.len()));
             let nested = work.join("nested");
             archive::extract_member(archive, member, &nested, limit)?;
-            archive::extract_member(&nested, inner, new, file.bytes)?
+            archive::extract_member(&nested, inner, new, file.limit())?
         }
     };
     file.judge(&found)

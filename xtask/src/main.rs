@@ -44,6 +44,7 @@ mod setup;
 mod shell;
 mod sources;
 mod tidy;
+mod unpacked;
 
 use std::process::ExitCode;
 

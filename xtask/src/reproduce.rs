@@ -87,6 +87,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             recipe.head.title,
             arguments.size()
         );
+        if arguments.names.is_empty() && out_of_reach(recipe)? {
+            say!("  skipped: its data needs an account; name the recipe, or fetch the data first");
+            continue;
+        }
         match one(recipe, arguments) {
             Ok(result) => results.push(result),
             Err(error) => {
@@ -138,9 +142,24 @@ fn choose(arguments: &Arguments, all: Vec<Recipe>) -> Result<Vec<Recipe>> {
         .collect())
 }
 
+/// Whether the recipe's data is not there and only a person who signs in can fetch it.
+fn out_of_reach(recipe: &Recipe) -> Result<bool> {
+    let Some(name) = &recipe.head.data.dataset else {
+        return Ok(false);
+    };
+    let set = dataset::find(name)?;
+    let here = || -> Result<bool> {
+        let states = set.states(false)?;
+        Ok(states
+            .iter()
+            .all(|(_, state)| *state == dataset::State::Good))
+    };
+    Ok(set.needs_account() && !here()? && shell::variable("DENSELY_DATA_MIRROR").is_none())
+}
+
 fn list(recipes: &[Recipe]) {
     say!(
-        "{:<24} {:<10} {:<20} {:<6} {:<24} title",
+        "{:<26} {:<10} {:<26} {:<6} {:<24} title",
         "name",
         "domain",
         "data",
@@ -154,7 +173,7 @@ fn list(recipes: &[Recipe]) {
             .map_or_else(|| "–".to_owned(), |p| format!("{} {}", p.metric, p.value));
         let data = head.data.dataset.as_deref().unwrap_or("generated");
         say!(
-            "{:<24} {:<10} {data:<20} {:<6} {published:<24} {}",
+            "{:<26} {:<10} {data:<26} {:<6} {published:<24} {}",
             head.name,
             head.domain,
             if head.in_quick { "yes" } else { "no" },

@@ -4,5 +4,6 @@ pub(crate) mod forward;
 pub(crate) mod models;
 #[cfg(feature = "serve")]
 pub(crate) mod serve;
+pub(crate) mod tabred;
 pub(crate) mod tabular;
 pub(crate) mod train;

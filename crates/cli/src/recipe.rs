@@ -276,4 +276,39 @@ mod tests {
             toml::from_str::<Table>("a = 1\n[b]\nc = 2\nd = 4\n").expect("TOML")
         );
     }
+
+    #[test]
+    fn tabred_recipes_build_networks_of_the_published_size() -> Result<()> {
+        // Inputs after one-hot (binary columns are two wide) and parameters of the published runs: the first follow from
+        // the second by the formula of TabM's parameters, and are whole numbers.
+        let published = [
+            ("homesite-insurance", 442, 2, 1_744_768),
+            ("ecom-offers", 116, 2, 132_608),
+            ("homecredit-default", 990, 2, 2_127_264),
+            ("sberbank-housing", 561, 1, 336_944),
+            ("cooking-time", 204, 1, 107_232),
+            ("delivery-eta", 222, 1, 234_080),
+            ("maps-routing", 1000, 1, 353_056),
+            ("weather", 106, 1, 3_739_744),
+        ];
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tabular/recipes");
+        for (name, inputs, outputs, parameters) in published {
+            let path = folder.join(format!("tabred-{name}.toml"));
+            let recipe = Recipe::read(&path, Size::Full, &[])?;
+            assert_eq!(
+                (recipe.name.as_str(), recipe.seeds.len()),
+                (&*format!("tabred-{name}"), 15)
+            );
+            let (files, settings) = recipe.fit_settings(&path)?;
+            assert_eq!(files.file, name);
+            settings.train.validate()?;
+            let x_num = tch::Tensor::zeros([1, inputs], tch::kind::FLOAT_CPU);
+            let config = settings.model.resolve(Some(&x_num), &[], outputs)?;
+            let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+            config.build(&vs.root())?;
+            assert_eq!(densely_core::nn::parameter_count(&vs), parameters, "{name}");
+            Recipe::read(&path, Size::Quick, &[])?.fit_settings(&path)?;
+        }
+        Ok(())
+    }
 }

@@ -76,6 +76,12 @@ pub enum SplitConfig {
         /// Its name.
         name: String,
     },
+    /// Row numbers from files that come with the data, as in a TabReD folder. Whoever opens the folder reads them; a
+    /// table alone does not have them.
+    Files {
+        /// The split's name in the folder.
+        name: String,
+    },
 }
 
 /// Rows of each part, from 0, in the order in which they are stored for training.
@@ -187,6 +193,11 @@ impl SplitConfig {
                 }
             }
             Self::Column { name } => by_column(table, name, rows)?,
+            Self::Files { name } => {
+                let reason =
+                    format!("`{name}` must come with the data, and a table has no files of splits");
+                return Err(Error::config("split", reason));
+            }
         };
         let parts = [
             ("train", &split.train),

@@ -14,7 +14,7 @@ mod join;
 mod read;
 
 pub(crate) use read::{CsvLines, is_missing, number, parse_time};
-use read::{FileColumns, Interner, collect, read_csv, read_parquet};
+use read::{FileColumns, Interner, check_names, collect, read_csv, read_parquet};
 #[cfg(feature = "parquet")]
 pub(crate) use read::{guarded, parquet_reader};
 
@@ -112,6 +112,35 @@ impl Table {
     /// [`Error::Data`] when there is no row, two columns share a name or the batches differ in schema.
     pub fn from_batches(batches: impl IntoIterator<Item = RecordBatch>) -> Result<Self> {
         collect(Path::new(""), batches.into_iter().map(Ok))
+    }
+
+    /// Takes a table from columns that are in memory already; `path` is what errors name.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when there is no row, two columns share a name or differ in length.
+    pub fn from_columns(path: &Path, columns: Vec<Column>) -> Result<Self> {
+        let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
+        check_names(path, &names)?;
+        let rows = columns.first().map_or(0, Column::len);
+        if rows == 0 {
+            return Err(Error::data(path, "the table has no rows"));
+        }
+        if let Some(column) = columns.iter().find(|column| column.len() != rows) {
+            let reason = format!(
+                "expected {rows} rows, as in `{}`, got {}",
+                names[0],
+                column.len()
+            );
+            return Err(Error::column(path, &column.name, reason));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            first_row: 1,
+            rows,
+            names,
+            store: Store::Memory(columns),
+            warnings: Vec::new(),
+        })
     }
 
     /// The file, or an empty path.

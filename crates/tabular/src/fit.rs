@@ -54,21 +54,55 @@ impl Prepared {
     /// # Errors
     /// [`Error::Data`] and [`Error::Config`] that name the column, the row or the setting to blame.
     pub fn new(table: &Table, settings: &DataSettings) -> Result<Self> {
-        let options = SchemaOptions {
-            target: settings.target.clone(),
-            task: settings.task,
-            roles: settings.roles.clone(),
-            time: settings.time.clone(),
-            group: settings.group.clone(),
-            weight: settings.weight.clone(),
-            drop_missing_target: settings.drop_missing_target,
-            target_above: settings.target_above,
-            time_by_itself: settings.auto_time && settings.split.is_none(),
-            features_from_time: !settings.preprocess.calendar.is_empty(),
-        };
-        let schema = Schema::infer(table, &options)?;
-        let task = schema.task();
+        let schema = settings.schema(table)?;
         let split = settings.split(&schema).split(table, &schema)?;
+        Self::encode(table, settings, schema, split)
+    }
+
+    /// As [`new`](Self::new), with rows that were divided before, such as those of a published split.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new), and [`Error::Config`] for a part without rows, and for rows that do not exist, have
+    /// no target or stand there twice.
+    pub fn with_split(table: &Table, settings: &DataSettings, split: Split) -> Result<Self> {
+        let schema = settings.schema(table)?;
+        let mut free = vec![false; table.row_count()];
+        schema
+            .rows()
+            .iter()
+            .for_each(|row| free[*row as usize] = true);
+        let parts = [
+            ("train", &split.train),
+            ("valid", &split.valid),
+            ("test", &split.test),
+        ];
+        for (name, rows) in parts {
+            if rows.is_empty() {
+                return Err(Error::config(
+                    "split",
+                    format!("the part `{name}` is empty"),
+                ));
+            }
+            for row in rows {
+                let free = free.get_mut(*row as usize);
+                if !free.is_some_and(std::mem::take) {
+                    let reason = format!(
+                        "row {row} of the part `{name}` does not exist, has no target or is there twice"
+                    );
+                    return Err(Error::config("split", reason));
+                }
+            }
+        }
+        Self::encode(table, settings, schema, split)
+    }
+
+    fn encode(
+        table: &Table,
+        settings: &DataSettings,
+        schema: Schema,
+        split: Split,
+    ) -> Result<Self> {
+        let task = schema.task();
         let preprocessor = Preprocessor::fit(table, &schema, &split, &settings.preprocess)?;
         let part = |rows: &[u32]| preprocessor.transform(table, Some(rows), true);
         let (train, valid, test) = (part(&split.train)?, part(&split.valid)?, part(&split.test)?);
@@ -93,6 +127,23 @@ impl Prepared {
 }
 
 impl DataSettings {
+    /// The roles of the table's columns.
+    fn schema(&self, table: &Table) -> Result<Schema> {
+        let options = SchemaOptions {
+            target: self.target.clone(),
+            task: self.task,
+            roles: self.roles.clone(),
+            time: self.time.clone(),
+            group: self.group.clone(),
+            weight: self.weight.clone(),
+            drop_missing_target: self.drop_missing_target,
+            target_above: self.target_above,
+            time_by_itself: self.auto_time && self.split.is_none(),
+            features_from_time: !self.preprocess.calendar.is_empty(),
+        };
+        Schema::infer(table, &options)
+    }
+
     /// The split that the settings name, or the default: by time or group where there is such a column, else
     /// at random (stratified by class).
     pub fn split(&self, schema: &Schema) -> SplitConfig {

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod calibration;
 pub mod embeddings;
+pub mod ensemble;
 pub mod fit;
 pub mod importance;
 pub mod layers;
@@ -11,6 +12,7 @@ pub mod models;
 pub mod prune;
 pub mod settings;
 pub mod tabm;
+pub mod tabred;
 pub mod task;
 #[cfg(feature = "trees")]
 pub mod trees;

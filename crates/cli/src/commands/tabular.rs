@@ -16,6 +16,7 @@ use densely_train::run::ResumeFrom;
 use serde_json::{Map, Value, json};
 use toml::Table as Toml;
 
+use super::tabred;
 use crate::fitting::{self, Job};
 use crate::{Common, recipe};
 
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Importance(importance::Importance),
     /// Keep only the members of a run that serve a table best: a smaller model.
     Prune(prune::Prune),
+    /// Print ranks and scores of models on the TabReD benchmark, your own among the published ones.
+    TabredRanks(tabred::Ranks),
 }
 
 #[derive(Debug, clap::Args)]
@@ -165,6 +168,7 @@ pub(crate) fn run(command: &Command, common: &Common) -> Result<()> {
         Command::Predict(arguments) => predict::run(arguments, common),
         Command::Importance(arguments) => importance::run(arguments, common),
         Command::Prune(arguments) => prune::run(arguments, common),
+        Command::TabredRanks(arguments) => tabred::run(arguments, common),
     }
 }
 

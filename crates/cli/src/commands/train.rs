@@ -3,15 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result, weights};
-use densely_data::Dataset;
+use densely_data::{Dataset, SplitConfig, Table};
+use densely_tabular::ensemble::{self, GROUP};
 use densely_tabular::fit::Prepared;
+use densely_tabular::settings::FitSettings;
+use densely_tabular::tabred::{self, TabRed};
+use densely_tabular::task::Task;
+use densely_train::metrics::Metric;
 use serde_json::{Map, Value, json};
 
 use super::tabular::ResumeArguments;
 use crate::Common;
 use crate::compare::{Input, mean_sd};
 use crate::fitting::{self, Fitted, Job};
-use crate::recipe::{Recipe, Size};
+use crate::recipe::{Files, Recipe, Size};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -20,7 +25,7 @@ use crate::recipe::{Recipe, Size};
 pub(crate) struct Arguments {
     /// TOML file of the recipe.
     recipe: PathBuf,
-    /// Folder with the recipe's data set; `cargo xtask data get NAME` fetches it and says where it is.
+    /// Folder with the recipe's data set, a table or a TabReD folder; `cargo xtask data get NAME` fetches it and says where it is.
     #[arg(long, default_value = ".")]
     data_dir: PathBuf,
     /// Folder for the runs; `runs/<name>` when left out.
@@ -52,10 +57,9 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     if let Some(seed) = common.seed {
         recipe.seeds = vec![seed];
     }
-    let (files, settings) = recipe.fit_settings(&arguments.recipe)?;
+    let (files, mut settings) = recipe.fit_settings(&arguments.recipe)?;
     let path = arguments.data_dir.join(&files.file);
-    let table = files.open(&arguments.data_dir)?;
-    let prepared = Prepared::new(&table, &settings.data)?;
+    let (table, prepared) = prepare(&files, &arguments.data_dir, &mut settings)?;
     if let Some(folder) = &arguments.export {
         return export(&prepared, folder);
     }
@@ -95,23 +99,50 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         };
         compare.run(&input, &out.join("comparison"), common)
     });
-    report(&recipe, &results, compared.transpose()?, device, common);
-    Ok(())
+    report(
+        &recipe,
+        prepared.task,
+        &results,
+        compared.transpose()?,
+        device,
+        common,
+    )
+}
+
+/// The rows of a table, or of a TabReD folder; a folder also says what the settings leave open.
+fn prepare(files: &Files, folder: &Path, settings: &mut FitSettings) -> Result<(Table, Prepared)> {
+    let path = folder.join(&files.file);
+    let split = match &settings.data.split {
+        Some(SplitConfig::Files { name }) if !path.is_file() => name,
+        _ if path.is_dir() => tabred::DEFAULT_SPLIT,
+        _ => {
+            let table = files.open(folder)?;
+            let prepared = Prepared::new(&table, &settings.data)?;
+            return Ok((table, prepared));
+        }
+    };
+    let folder = TabRed::open(&path, split)?;
+    for warning in &folder.warnings {
+        tracing::warn!("{warning}");
+    }
+    let prepared = folder.prepare(settings)?;
+    Ok((folder.table, prepared))
 }
 
 fn report(
     recipe: &Recipe,
+    task: Task,
     results: &[(u64, Fitted)],
     compared: Option<(Value, PathBuf)>,
     device: tch::Device,
     common: &Common,
-) {
+) -> Result<()> {
     let Some((_, first)) = results.first() else {
-        return;
+        return Ok(());
     };
     let mut metrics = Map::new();
     for (metric, _) in &first.outcome.test {
-        let of = |values: &[(densely_train::metrics::Metric, f64)]| {
+        let of = |values: &[(Metric, f64)]| {
             values
                 .iter()
                 .find(|(other, _)| other == metric)
@@ -140,6 +171,7 @@ fn report(
             json!({ "direction": direction, "seeds": seeds, "mean": mean, "sd": sd }),
         );
     }
+    let ensembles = ensembles(recipe, task, results, common)?;
     if common.json {
         let (comparison, plot) = compared.unzip();
         let plots: Vec<&PathBuf> = results
@@ -155,7 +187,7 @@ fn report(
             tch::Device::Cuda(index) => format!("cuda:{index}"),
             _ => "cpu".to_owned(),
         };
-        let summary = json!({
+        let mut summary = json!({
             "name": recipe.name,
             "metrics": metrics,
             "seconds": results.iter().map(|(_, s)| s.outcome.seconds).sum::<f64>(),
@@ -166,8 +198,52 @@ fn report(
             "plots": plots,
             "comparison": comparison,
         });
+        if !ensembles.is_empty() {
+            summary["ensembles"] = ensembles.into();
+        }
         println!("{summary}");
     }
+    Ok(())
+}
+
+/// What averages of five seeds' predictions reach: printed, and as JSON by metric. Nothing with less than five seeds.
+fn ensembles(
+    recipe: &Recipe,
+    task: Task,
+    results: &[(u64, Fitted)],
+    common: &Common,
+) -> Result<Map<String, Value>> {
+    let mut metrics = Map::new();
+    let Some((_, first)) = results.first() else {
+        return Ok(metrics);
+    };
+    let predictions: Vec<&tch::Tensor> = results
+        .iter()
+        .map(|(_, fitted)| &fitted.outcome.predictions)
+        .collect();
+    let groups = ensemble::scores(task, &predictions, &first.outcome.targets)?;
+    for (metric, _) in groups.first().into_iter().flatten() {
+        let values: Vec<f64> = groups
+            .iter()
+            .flatten()
+            .filter(|(other, _)| other == metric)
+            .map(|(_, value)| *value)
+            .collect();
+        let (mean, sd) = mean_sd(&values);
+        if !common.json {
+            println!(
+                "{}: ensembles of {GROUP}: {} {mean:.4} ± {sd:.4} on {} groups",
+                recipe.name,
+                metric.name(),
+                values.len()
+            );
+        }
+        metrics.insert(
+            metric.name().to_owned(),
+            json!({ "size": GROUP, "values": values, "mean": mean, "sd": sd }),
+        );
+    }
+    Ok(metrics)
 }
 
 /// The arrays of each part as safetensors, and what their numbers mean as `meta.json`: for training the

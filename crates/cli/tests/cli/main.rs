@@ -6,6 +6,7 @@ mod forward;
 mod resume;
 #[cfg(feature = "serve")]
 mod serve;
+mod tabred;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -240,12 +241,12 @@ fn recipes_in_the_tree_parse_and_export() {
     let mut count = 0;
     for entry in std::fs::read_dir(recipes).unwrap() {
         let path = entry.unwrap().path();
-        // Without its data a recipe fails at the data file, and only there.
+        // Without its data a recipe fails at the data file or folder, and only there.
         let assert = bench
             .densely(&["train", path.to_str().unwrap(), "--quick"])
             .code(1);
         assert!(
-            stderr(&assert).contains(".parquet: No such file"),
+            stderr(&assert).contains(": No such file"),
             "{}",
             stderr(&assert)
         );
@@ -266,6 +267,7 @@ fn help_has_an_example_for_every_command() {
         vec!["tabular", "predict"],
         #[cfg(feature = "serve")]
         vec!["serve"],
+        vec!["tabular", "tabred-ranks"],
     ] {
         let words: Vec<&str> = words.into_iter().chain(["--help"]).collect();
         let help = stdout(&bench.densely(&words).success());

@@ -221,7 +221,7 @@ impl Builder {
     }
 }
 
-fn check_names(path: &Path, names: &[String]) -> Result<()> {
+pub(super) fn check_names(path: &Path, names: &[String]) -> Result<()> {
     let mut seen = std::collections::HashSet::new();
     match names.iter().find(|name| !seen.insert(name.as_str())) {
         Some(name) => Err(Error::column(

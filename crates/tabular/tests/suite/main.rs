@@ -3,4 +3,5 @@
 mod contract;
 mod fused;
 mod goldens;
+mod tabred;
 mod task;
