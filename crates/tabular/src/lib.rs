@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod bins;
 pub mod embeddings;
 pub mod fit;
 pub mod layers;
