@@ -196,10 +196,12 @@ fn column_edges(
     let mut sorted = column.to_vec();
     sorted.sort_unstable_by(|a, b| compare(*a, *b));
     let (low, high) = (sorted[0], sorted[sorted.len() - 1]);
-    if low == high {
+    if compare(low, high).is_eq() {
         return Err(constant(feature));
     }
-    let ties = sorted.windows(2).any(|pair| pair[0] == pair[1]);
+    let ties = sorted
+        .windows(2)
+        .any(|pair| compare(pair[0], pair[1]).is_eq());
     drop(sorted);
     let mut cuts = match target {
         Target::Values(ys) => {
@@ -228,7 +230,7 @@ fn column_edges(
 }
 
 /// Of finite numbers; 0 and -0 are equal.
-fn compare<T: PartialOrd>(a: T, b: T) -> Ordering {
+fn compare<T: PartialOrd + Copy>(a: T, b: T) -> Ordering {
     a.partial_cmp(&b).unwrap_or(Ordering::Equal)
 }
 
