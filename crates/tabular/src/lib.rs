@@ -9,6 +9,7 @@ pub mod models;
 pub mod settings;
 pub mod tabm;
 pub mod task;
+pub mod tune;
 
 pub use densely_core::{Device, Error, Result};
 pub use mlp::{Mlp, MlpConfig};

@@ -4,3 +4,4 @@ mod contract;
 mod fused;
 mod goldens;
 mod task;
+mod tune;
