@@ -3,7 +3,7 @@
 //! Run with `cargo xtask bench`; the same work in Python is in `benches/peers`.
 
 use densely_core::{Error, Result, nn, seeded};
-use densely_tabular::embeddings::quantile_bins;
+use densely_tabular::bins::quantile_bins;
 use densely_tabular::models::{ModelConfig, TabularModel};
 use densely_tabular::task::{Task, members_loss};
 use densely_torch_ext::Autocast;

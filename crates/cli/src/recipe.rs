@@ -303,7 +303,7 @@ mod tests {
             assert_eq!(files.file, name);
             settings.train.validate()?;
             let x_num = tch::Tensor::zeros([1, inputs], tch::kind::FLOAT_CPU);
-            let config = settings.model.resolve(Some(&x_num), &[], outputs)?;
+            let config = settings.model.resolve(Some(&x_num), None, &[], outputs)?;
             let vs = tch::nn::VarStore::new(tch::Device::Cpu);
             config.build(&vs.root())?;
             assert_eq!(densely_core::nn::parameter_count(&vs), parameters, "{name}");

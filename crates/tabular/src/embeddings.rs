@@ -31,7 +31,7 @@ pub enum NumEmbeddings {
     /// Piecewise-linear encoding by the feature's bins, then a linear map per feature.
     #[serde(alias = "PiecewiseLinearEmbeddings")]
     PiecewiseLinear {
-        /// Edges of each feature's bins, increasing; see [`quantile_bins`].
+        /// Edges of each feature's bins, increasing; see [`bins`](crate::bins).
         bins: Vec<Vec<f64>>,
         /// Size of a feature's vector.
         d_embedding: i64,
@@ -399,6 +399,20 @@ impl PiecewiseLinear {
         )
     }
 
+    /// The encoding without unused columns: `[batch, features]` → `[batch, bins of all features]`; the package's
+    /// `PiecewiseLinearEncoding`.
+    pub fn encode_flat(&self, xs: &Tensor) -> Tensor {
+        let columns = self.weight.size()[1];
+        let place = Tensor::arange(columns, (Kind::Int64, self.bins.device()));
+        // All bins but the last stand first, the last one in the last column.
+        let used = place
+            .lt_tensor(&(self.bins.unsqueeze(1) - 1))
+            .logical_or(&place.eq(columns - 1)); // [features, columns]
+        let used = used.flatten(0, 1).nonzero().squeeze_dim(1);
+        let ys = self.encode(xs).flatten(1, 2);
+        ys.index_select(1, &used.to_device(ys.device()))
+    }
+
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (linear, linear0) = (&self.linear, &self.linear0);
         if fused::enabled(&linear.weight) && fused::enabled(xs) {
@@ -465,57 +479,4 @@ fn truncated_normal(size: &[i64], scale: f64) -> Tensor {
         .erfinv_()
         .g_mul_scalar_(scale * 2f64.sqrt())
         .clamp_(-bound, bound)
-}
-
-/// Edges of up to `n_bins` bins per feature, at the quantiles of `x`, without repetitions.
-///
-/// # Shapes
-/// `x`: `[rows, features]` f32, finite; the training rows.
-/// # Errors
-/// [`Error::Config`] when `n_bins` is below 2 or not below the number of rows; [`Error::Data`] naming the
-/// feature when one is constant or not finite.
-/// Equal to `rtdl_num_embeddings.compute_bins(x, n_bins)` (golden test). libtorch's quantile takes at most
-/// 2²⁴ rows; above, every `⌈rows / 2²⁴⌉`-th row is used, and a warning says so.
-pub fn quantile_bins(x: &Tensor, n_bins: i64) -> Result<Vec<Vec<f64>>> {
-    check::shape("x", x, &[None, None])?;
-    check::kind("x", x, Kind::Float)?;
-    let rows = x.size()[0];
-    if n_bins < 2 || n_bins >= rows {
-        return Err(Error::config(
-            "n_bins",
-            format!(
-                "must be at least 2 and less than the number of training rows ({rows}), got {n_bins}"
-            ),
-        ));
-    }
-    let stride = rows.div_euclid(1 << 24) + 1;
-    let x = if rows > 1 << 24 {
-        tracing::warn!("bins: quantiles of every {stride}-th of {rows} rows");
-        x.slice(0, 0, rows, stride)
-    } else {
-        x.shallow_clone()
-    };
-    let levels = Tensor::linspace(0.0, 1.0, n_bins + 1, (Kind::Float, x.device()));
-    (0..x.size()[1])
-        .map(|feature| {
-            let column = x.select(1, feature);
-            let wrong = |reason: &str| {
-                Err(Error::data(
-                    "",
-                    format!("numerical feature {feature} {reason}"),
-                ))
-            };
-            if column.isfinite().logical_not().any().int64_value(&[]) != 0 {
-                return wrong("has values that are not finite");
-            }
-            let edges = column.f_quantile(&levels, 0, false, "linear")?;
-            let (edges, _, _) = edges.f_unique_dim(0, true, false, false)?;
-            if edges.size()[0] < 2 {
-                return wrong("has one value only; drop it");
-            }
-            Ok(Vec::<f64>::try_from(
-                edges.to_kind(Kind::Double).to_device(tch::Device::Cpu),
-            )?)
-        })
-        .collect()
 }

@@ -297,9 +297,10 @@ pub fn fit(
 
     let cardinalities = prepared.preprocessor.cat_cardinalities();
     let x_num = prepared.train.x_num.as_ref();
+    let y = prepared.train.y.as_ref();
     let config = settings
         .model
-        .resolve(x_num, &cardinalities, prepared.outputs())?;
+        .resolve(x_num, y, &cardinalities, prepared.outputs())?;
     let vs = VarStore::new(options.device);
     let model = seeded(step_seed(options.seed, u64::MAX), || {
         config.build(&vs.root())

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod api;
+pub mod bins;
 pub mod calibration;
 pub mod embeddings;
 pub mod ensemble;
@@ -16,6 +17,7 @@ pub mod tabred;
 pub mod task;
 #[cfg(feature = "trees")]
 pub mod trees;
+pub mod tune;
 
 pub use api::{Model, Options, Predictions, Tabular};
 pub use densely_core::{Device, Error, Result};

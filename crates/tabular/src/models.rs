@@ -112,6 +112,17 @@ impl ModelConfig {
         })
     }
 
+    /// Checks the sizes.
+    ///
+    /// # Errors
+    /// [`densely_core::Error::Config`] naming the field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Self::TabM(config) => config.validate(),
+            Self::Mlp(config) => config.validate(),
+        }
+    }
+
     /// Members whose predictions are averaged.
     pub fn members(&self) -> i64 {
         match self {

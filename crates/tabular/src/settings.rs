@@ -12,7 +12,8 @@ use densely_train::schedule::ScheduleConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::embeddings::{NumEmbeddings, PiecewiseVersion, quantile_bins};
+use crate::bins::{TreeOptions, quantile_bins, tree_bins};
+use crate::embeddings::{NumEmbeddings, PiecewiseVersion};
 use crate::models::ModelConfig;
 
 /// The settings of one fit.
@@ -126,14 +127,34 @@ impl Default for ModelSettings {
     }
 }
 
+/// Where the edges of bins are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bins {
+    /// At quantiles of the training rows: TabM's choice.
+    #[default]
+    Quantile,
+    /// Where a decision tree on the feature alone cuts the training targets.
+    Tree,
+}
+
 /// An embedding before the data is known; bins are computed from the training rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-#[expect(missing_docs, reason = "the fields are those of `NumEmbeddings`")]
+#[expect(
+    missing_docs,
+    reason = "the fields are those of `NumEmbeddings` and `TreeOptions`"
+)]
 pub enum EmbeddingSettings {
     PiecewiseLinear {
+        #[serde(default)]
+        bins: Bins,
         #[serde(default = "default_bins")]
         n_bins: i64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        min_samples_leaf: Option<i64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        min_impurity_decrease: Option<f64>,
         #[serde(default = "default_piecewise")]
         d_embedding: i64,
         #[serde(default)]
@@ -356,13 +377,15 @@ const FROM_DATA: [&str; 4] = [
 impl ModelSettings {
     /// The model's whole config for data with these features.
     ///
-    /// `x_num`: `[rows, n]` f32, the preprocessed training rows, for bins.
+    /// `x_num`: `[rows, n]` f32, the preprocessed training rows, for bins. `y`: their targets as training sees them
+    /// (standardised f32, or i64 classes), for bins by trees.
     /// # Errors
     /// [`Error::UnknownPreset`], [`Error::Config`] for a field that the model lacks or the data decides, and
-    /// those of [`quantile_bins`].
+    /// those of [`quantile_bins`] and [`tree_bins`].
     pub fn resolve(
         &self,
         x_num: Option<&tch::Tensor>,
+        y: Option<&tch::Tensor>,
         cardinalities: &[i64],
         outputs: i64,
     ) -> Result<ModelConfig> {
@@ -383,7 +406,7 @@ impl ModelSettings {
         config.insert("cat_cardinalities".to_owned(), cardinalities.into());
         config.insert("d_out".to_owned(), outputs.into());
         if let (Some(embedding), Some(x_num)) = (&self.embedding, x_num) {
-            let embedding = serde_json::to_value(embedding.resolve(x_num)?);
+            let embedding = serde_json::to_value(embedding.resolve(x_num, y)?);
             let embedding =
                 embedding.map_err(|e| Error::config("model.embedding", e.to_string()))?;
             config.insert("num_embeddings".to_owned(), embedding);
@@ -393,15 +416,36 @@ impl ModelSettings {
 }
 
 impl EmbeddingSettings {
-    fn resolve(&self, x_num: &tch::Tensor) -> Result<NumEmbeddings> {
+    fn resolve(&self, x_num: &tch::Tensor, y: Option<&tch::Tensor>) -> Result<NumEmbeddings> {
         Ok(match self {
             Self::PiecewiseLinear {
+                bins,
                 n_bins,
+                min_samples_leaf,
+                min_impurity_decrease,
                 d_embedding,
                 activation,
                 version,
             } => NumEmbeddings::PiecewiseLinear {
-                bins: quantile_bins(x_num, *n_bins)?,
+                bins: match bins {
+                    Bins::Quantile => {
+                        if min_samples_leaf.is_some() || min_impurity_decrease.is_some() {
+                            let reason = "`min_samples_leaf` and `min_impurity_decrease` are for bins = \"tree\"";
+                            return Err(Error::config("model.embedding.bins", reason));
+                        }
+                        quantile_bins(x_num, *n_bins)?
+                    }
+                    Bins::Tree => {
+                        let y = y.ok_or_else(|| Error::data("", "tree bins need a target"))?;
+                        let plain = TreeOptions::default();
+                        let options = TreeOptions {
+                            min_samples_leaf: min_samples_leaf.unwrap_or(plain.min_samples_leaf),
+                            min_impurity_decrease: min_impurity_decrease
+                                .unwrap_or(plain.min_impurity_decrease),
+                        };
+                        tree_bins(x_num, y, *n_bins, options)?
+                    }
+                },
                 d_embedding: *d_embedding,
                 activation: *activation,
                 version: *version,

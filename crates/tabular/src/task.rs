@@ -141,7 +141,7 @@ fn each_batch(
     }
 }
 
-fn is_out_of_memory(message: &str) -> bool {
+pub(crate) fn is_out_of_memory(message: &str) -> bool {
     [
         "out of memory",
         "not enough memory",

@@ -182,8 +182,16 @@ fn every_embedding_batch_mode_and_averaging_rule_trains() {
     let bench = Bench::new();
     bench.write("houses.csv", &table(300));
     let base = ["--target", "price", "--role", "sold=ignore"];
-    let variants: [&[&str]; 7] = [
+    let variants: [&[&str]; 8] = [
         &["--embedding", "piecewise-linear"],
+        &[
+            "--embedding",
+            "piecewise-linear",
+            "--set",
+            "model.embedding.bins=\"tree\"",
+            "--set",
+            "model.embedding.min_samples_leaf=8",
+        ],
         &["--embedding", "linear-relu"],
         &["--embedding", "periodic"],
         &["--set", "train.batches=per_member"],

@@ -2,7 +2,8 @@
 
 use densely_core::weights::{self, Strictness};
 use densely_core::{Error, Result, Tensors, nn, seeded};
-use densely_tabular::embeddings::{NumEmbeddings, quantile_bins};
+use densely_tabular::bins::{TreeOptions, quantile_bins, tree_bins};
+use densely_tabular::embeddings::{NumEmbedding, NumEmbeddings};
 use densely_tabular::models::ModelConfig;
 use densely_tabular::task::{Task, members_loss};
 use densely_testkit::{Golden, assert_bits, assert_close};
@@ -148,6 +149,40 @@ fn embeddings_alone_equal_the_package() -> Result<()> {
 }
 
 #[test]
+fn the_piecewise_linear_encoding_equals_the_package_flat_and_padded() -> Result<()> {
+    let golden = Golden::open(HERE, "emb_encoding");
+    let bins = golden.config::<Value>()["bins"].clone();
+    let config = serde_json::json!({ "type": "piecewise_linear", "bins": bins, "d_embedding": 2 });
+    let config: NumEmbeddings = serde_json::from_value(config).expect("a config");
+    let vs = VarStore::new(Device::Cpu);
+    let NumEmbedding::PiecewiseLinear(encoding) = config.build(&vs.root(), 3)? else {
+        panic!("another embedding was built");
+    };
+    let xs = golden.tensor("input.x");
+    assert_close(
+        &encoding.encode(&xs),
+        &golden.tensor("output.padded"),
+        1e-6,
+        1e-7,
+    );
+    assert_close(
+        &encoding.encode_flat(&xs),
+        &golden.tensor("output.flat"),
+        1e-6,
+        1e-7,
+    );
+    // The buffers stand under the package's names, with the masks that unequal counts and a single bin need.
+    for (name, expected) in golden.group("weight.") {
+        assert_bits(&weights::named(&vs)[&name], &expected);
+    }
+    // By hand: unequal counts, one single bin, values beyond the edges.
+    let x = Tensor::from_slice(&[5f32, 0.1, 7.0]).view([1, 3]);
+    let expected = Tensor::from_slice(&[1f32, 1.0, 1.5, 0.1, 1.0, 7.0]).view([1, 6]);
+    assert_close(&encoding.encode_flat(&x), &expected, 1e-6, 1e-7);
+    Ok(())
+}
+
+#[test]
 fn quantile_bins_equal_the_package() -> Result<()> {
     let golden = Golden::open(HERE, "bins");
     let cases: serde_json::Map<String, Value> = golden.config();
@@ -168,6 +203,64 @@ fn quantile_bins_equal_the_package() -> Result<()> {
     }
     assert_eq!(checked, 20);
     Ok(())
+}
+
+#[test]
+fn tree_bins_equal_scikit_learn_bit_for_bit() -> Result<()> {
+    let mut checked = 0;
+    for file in ["bins", "bins_tree"] {
+        let golden = Golden::open(HERE, file);
+        let cases: serde_json::Map<String, Value> = golden.config();
+        for (name, case) in cases
+            .iter()
+            .filter(|(_, case)| case["tree_kwargs"].is_object())
+        {
+            let input = |key: &str| {
+                golden.tensor(&format!("input.{}", case[key].as_str().expect("a name")))
+            };
+            let options: TreeOptions =
+                serde_json::from_value(case["tree_kwargs"].clone()).expect("options");
+            let n_bins = case["n_bins"].as_i64().expect("n_bins");
+            let bins = tree_bins(&input("x"), &input("y"), n_bins, options)?;
+            for (feature, edges) in bins.iter().enumerate() {
+                let expected = golden.tensor(&format!("output.{name}.{feature}"));
+                let ours = Tensor::from_slice(edges).to_kind(Kind::Float);
+                assert_eq!(ours, expected, "{name}, feature {feature}");
+                assert_bits(&ours, &expected);
+                checked += 1;
+            }
+        }
+    }
+    assert_eq!(checked, 108);
+    Ok(())
+}
+
+#[test]
+fn tree_bins_refuse_what_the_package_refuses() {
+    let x = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).unsqueeze(1);
+    let y = Tensor::from_slice(&[0i64, 0, 1, 1]);
+    let plain = TreeOptions::default();
+    let message = |x: &Tensor, y: &Tensor, n, options| {
+        tree_bins(x, y, n, options)
+            .expect_err("refused")
+            .to_string()
+    };
+    assert!(message(&x.ones_like(), &y, 2, plain).ends_with("has one value only; drop it"));
+    assert!(message(&(&x / 0.0), &y, 2, plain).ends_with("has values that are not finite"));
+    assert!(message(&x, &y, 1, plain).starts_with("setting `n_bins`"));
+    assert!(message(&x, &y, 4, plain).starts_with("setting `n_bins`"));
+    assert!(message(&x, &y.narrow(0, 0, 3), 2, plain).starts_with("`y`: expected"));
+    assert!(message(&x, &(&y - 1), 2, plain).contains("class number -1"));
+    let empty = TreeOptions {
+        min_samples_leaf: 0,
+        ..plain
+    };
+    assert!(message(&x, &y, 2, empty).starts_with("setting `min_samples_leaf`"));
+    let negative = TreeOptions {
+        min_impurity_decrease: -1.0,
+        ..plain
+    };
+    assert!(message(&x, &y, 2, negative).starts_with("setting `min_impurity_decrease`"));
 }
 
 #[test]

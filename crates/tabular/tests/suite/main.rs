@@ -5,3 +5,4 @@ mod fused;
 mod goldens;
 mod tabred;
 mod task;
+mod tune;
