@@ -168,10 +168,9 @@ impl Schema {
             features.contains(role) || (options.features_from_time && *role == Role::Time)
         };
         if !columns.iter().any(|(_, role)| usable(role)) {
-            return Err(Error::data(
-                table.path(),
-                "no column is left that can be a feature",
-            ));
+            let why = warnings.join("; ");
+            let reason = format!("no column is left that can be a feature; {why}");
+            return Err(Error::data(table.path(), reason.trim_end_matches("; ")));
         }
         let (task, rows) = infer_target(table, options, &mut warnings)?;
         Ok(Self {

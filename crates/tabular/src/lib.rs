@@ -6,6 +6,7 @@ pub mod calibration;
 pub mod embeddings;
 pub mod ensemble;
 pub mod fit;
+mod fitted;
 pub mod importance;
 pub mod layers;
 pub mod mlp;

@@ -86,7 +86,7 @@ fn targets_that_cannot_be_learnt() {
         &PRICE,
         &["row 9", "column `price`", "cheap"],
     );
-    let constant: String = (0..50).map(|i| format!("{i},1\n")).collect();
+    let constant: String = (0..50).map(|i| format!("{i}.5,1\n")).collect();
     refused_table(
         &format!("a,price\n{constant}"),
         &PRICE,

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod forward;
+mod own_table;
 mod resume;
 #[cfg(feature = "serve")]
 mod serve;
@@ -273,6 +274,8 @@ fn help_has_an_example_for_every_command() {
         vec!["tabular", "fit"],
         vec!["tabular", "evaluate"],
         vec!["tabular", "predict"],
+        vec!["tabular", "importance"],
+        vec!["tabular", "prune"],
         #[cfg(feature = "serve")]
         vec!["serve"],
         vec!["tabular", "tabred-ranks"],

@@ -14,7 +14,10 @@ use densely_core::{Error, Result};
 use super::{Column, MISSING, Store, Table, Values};
 
 /// Texts that stand for a missing value, in CSV and in text columns of any format.
-const MISSING_TEXTS: [&str; 8] = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "?"];
+const MISSING_TEXTS: [&str; 16] = [
+    "", "NA", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "null", "NULL", "None", "<NA>", "#N/A",
+    "#NA", "#N/A N/A", "?",
+];
 
 /// Gives each distinct text a number.
 #[derive(Debug, Default)]
@@ -239,6 +242,8 @@ pub(crate) struct CsvLines<R> {
     reader: csv::Reader<R>,
     header: Vec<String>,
     record: csv::StringRecord,
+    /// With Windows line ends the reader counts a line when it begins to read the next one.
+    behind: u64,
 }
 
 impl<R: Read> CsvLines<R> {
@@ -261,11 +266,13 @@ impl<R: Read> CsvLines<R> {
                 "the file is empty; expected a header and rows",
             ));
         }
+        let behind = u64::from(reader.position().line() == 1);
         Ok(Self {
             path: path.to_owned(),
             reader,
             header,
             record: csv::StringRecord::new(),
+            behind,
         })
     }
 
@@ -279,7 +286,8 @@ impl<R: Read> CsvLines<R> {
 
     /// Line of the record that was read last.
     pub(crate) fn line(&self) -> u64 {
-        self.record.position().map_or(0, csv::Position::line)
+        let line = self.record.position().map_or(0, csv::Position::line);
+        line + self.behind
     }
 
     /// The next record; its fields may have spaces around them.

@@ -20,6 +20,7 @@ fn a_report_names_results_with_units_course_plots_and_settings() {
             metric: Metric::Rmse,
             value: 0.25,
         }],
+        sections: Vec::new(),
         notes: vec!["Made data.".to_owned()],
     };
     let text = std::fs::read_to_string(report::write(folder.path(), &report).unwrap()).unwrap();

@@ -20,8 +20,8 @@ const STANDARD: &str = "-";
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  densely tabular predict runs/houses new_houses.csv --out predictions.csv\n  \
-                  zcat new.csv.gz | densely tabular predict runs/houses - --out - --keep id > predictions.csv"
+    after_help = "Example: densely tabular predict runs/houses new_houses.csv --out predictions.csv\n\
+                  Through pipes: zcat new.csv.gz | densely tabular predict runs/houses - --out - --keep id > predictions.csv"
 )]
 pub(crate) struct Predict {
     /// Run folder of a fit.
