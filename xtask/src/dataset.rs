@@ -340,6 +340,10 @@ sources = [{ type = "http", url = "http://127.0.0.1:9/a.csv" }]
             );
         }
         assert!(
+            find("tabred-weather")?.needs_account() && !find("adult")?.needs_account(),
+            "TabReD is behind a sign-in"
+        );
+        assert!(
             find("nonsense").is_err_and(|error| error.to_string().contains("there are adult, "))
         );
         Ok(())

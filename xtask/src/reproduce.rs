@@ -148,13 +148,17 @@ fn out_of_reach(recipe: &Recipe) -> Result<bool> {
         return Ok(false);
     };
     let set = dataset::find(name)?;
-    let here = || -> Result<bool> {
-        let states = set.states(false)?;
-        Ok(states
-            .iter()
-            .all(|(_, state)| *state == dataset::State::Good))
-    };
-    Ok(set.needs_account() && !here()? && shell::variable("DENSELY_DATA_MIRROR").is_none())
+    if !set.needs_account() {
+        return Ok(false);
+    }
+    let mirror = shell::variable("DENSELY_DATA_MIRROR");
+    let states = set.states(false)?;
+    Ok(!states.iter().all(|(file, state)| {
+        let mirrored = mirror
+            .as_ref()
+            .is_some_and(|mirror| Path::new(mirror).join(&file.mirror).is_file());
+        *state == dataset::State::Good || mirrored
+    }))
 }
 
 fn list(recipes: &[Recipe]) {

@@ -8,7 +8,7 @@ use densely_data::schema::Role;
 use densely_data::split::Split;
 use densely_tabular::fit::Prepared;
 use densely_tabular::settings::DataSettings;
-use densely_tabular::tabred::{Layout, SETS, TARGET, TabRed, npy, splits};
+use densely_tabular::tabred::{Layout, SETS, TARGET, TabRed, npy, ranks, splits};
 use densely_testkit::Golden;
 use densely_train::metrics::Metric;
 use tch::{Kind, Tensor};
@@ -494,4 +494,16 @@ fn the_data_sets_files_agree_with_the_facts() {
             assert!(text.contains(competition), "{}", path.display());
         }
     }
+}
+
+#[test]
+fn the_pages_table_is_the_commands() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/src/models/tabred.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let published = ranks::published().unwrap();
+    assert!(page.contains(&ranks::table(&ranks::standings(&published).unwrap())));
+    let tabm = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tabm_on_tabred.csv");
+    let mut all = published;
+    all.extend(ranks::read(&tabm).unwrap());
+    assert!(page.contains(&ranks::table(&ranks::standings(&all).unwrap())));
 }
