@@ -4,3 +4,4 @@ pub(crate) mod forward;
 pub(crate) mod models;
 pub(crate) mod tabular;
 pub(crate) mod train;
+pub(crate) mod tune;

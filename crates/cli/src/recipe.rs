@@ -4,6 +4,7 @@ use std::path::Path;
 
 use densely_core::{Error, Result};
 use densely_tabular::settings::FitSettings;
+use densely_tabular::tune::TuneSettings;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -30,6 +31,9 @@ pub(crate) struct Recipe {
     /// The training loop.
     #[serde(default)]
     train: Table,
+    /// The search for better settings, by `densely tune`.
+    #[serde(default)]
+    pub(crate) tune: Option<TuneSettings>,
 }
 
 /// The published number that a recipe aims at; read by `cargo xtask reproduce`, checked here.
@@ -71,7 +75,9 @@ impl Recipe {
             }
         }
         if size == Size::Smoke {
-            for change in ["train.epochs=1", "train.patience=1", "seeds=[0]"] {
+            let tune = table.contains_key("tune").then_some("tune.trials=2");
+            let changes = ["train.epochs=1", "train.patience=1", "seeds=[0]"];
+            for change in changes.into_iter().chain(tune) {
                 set(&mut table, change)?;
             }
         }
@@ -117,6 +123,27 @@ impl Recipe {
             .try_into()
             .map_err(|e: toml::de::Error| Error::corrupt(path, sentence(&e)))?;
         Ok((file, settings))
+    }
+}
+
+impl Recipe {
+    /// The recipe with `settings` for model and training, all written out, and without sections that would change them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a setting has no form in TOML.
+    pub(crate) fn with(&self, settings: &FitSettings, comment: &str) -> Result<String> {
+        let wrong = |e: toml::ser::Error| Error::config("recipe", e.to_string());
+        let best = Self {
+            name: format!("{}-best", self.name),
+            title: format!("{}, best settings of the search", self.title),
+            in_quick: false,
+            model: Table::try_from(&settings.model).map_err(wrong)?,
+            train: Table::try_from(&settings.train).map_err(wrong)?,
+            tune: None,
+            ..self.clone()
+        };
+        let text = toml::to_string_pretty(&best).map_err(wrong)?;
+        Ok(format!("# {comment}\n{text}"))
     }
 }
 

@@ -4,6 +4,7 @@
 mod bad_input;
 mod forward;
 mod resume;
+mod tune;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -267,6 +268,7 @@ fn help_has_an_example_for_every_command() {
         vec!["models"],
         vec!["forward"],
         vec!["train"],
+        vec!["tune"],
         vec!["tabular", "fit"],
         vec!["tabular", "evaluate"],
         vec!["tabular", "predict"],
