@@ -7,3 +7,4 @@ pub(crate) mod serve;
 pub(crate) mod tabred;
 pub(crate) mod tabular;
 pub(crate) mod train;
+pub(crate) mod tune;

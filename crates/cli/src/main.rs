@@ -57,6 +57,8 @@ enum Command {
     Forward(commands::forward::Arguments),
     /// Train and evaluate a recipe.
     Train(commands::train::Arguments),
+    /// Search for better settings of a recipe.
+    Tune(commands::tune::Arguments),
     /// Fit, evaluate and apply models on your own CSV or Parquet.
     #[command(subcommand)]
     Tabular(commands::tabular::Command),
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Command::Models(arguments) => commands::models::run(arguments, common),
         Command::Forward(arguments) => commands::forward::run(arguments, common),
         Command::Train(arguments) => commands::train::run(arguments, common),
+        Command::Tune(arguments) => commands::tune::run(arguments, common),
         Command::Tabular(command) => commands::tabular::run(command, common),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => commands::serve::run(arguments, common),

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use densely_core::{Error, Result};
 use densely_tabular::settings::FitSettings;
+use densely_tabular::tune::TuneSettings;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 /// A recipe at one size, after `--quick`, `--smoke` and `--set`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Recipe {
     /// Name of the file without its ending; names the run folders too.
@@ -31,8 +32,11 @@ pub(crate) struct Recipe {
     #[serde(default)]
     train: Table,
     /// Other models and splits to run beside.
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     pub(crate) compare: Option<crate::compare::Compare>,
+    /// The search for better settings, by `densely tune`.
+    #[serde(default)]
+    pub(crate) tune: Option<TuneSettings>,
 }
 
 /// The published number that a recipe aims at; read by `cargo xtask reproduce`, checked here.
@@ -122,7 +126,9 @@ impl Recipe {
             }
         }
         if size == Size::Smoke {
-            for change in ["train.epochs=1", "train.patience=1", "seeds=[0]"] {
+            let tune = table.contains_key("tune").then_some("tune.trials=2");
+            let changes = ["train.epochs=1", "train.patience=1", "seeds=[0]"];
+            for change in changes.into_iter().chain(tune) {
                 set(&mut table, change)?;
             }
         }
@@ -197,6 +203,27 @@ fn settings(data: Table, model: Table, train: Table, path: &Path) -> Result<FitS
     settings
         .try_into()
         .map_err(|e: toml::de::Error| Error::corrupt(path, sentence(&e)))
+}
+
+impl Recipe {
+    /// The recipe with `settings` for model and training, all written out, and without sections that would change them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a setting has no form in TOML.
+    pub(crate) fn with(&self, settings: &FitSettings, comment: &str) -> Result<String> {
+        let wrong = |e: toml::ser::Error| Error::config("recipe", e.to_string());
+        let best = Self {
+            name: format!("{}-best", self.name),
+            title: format!("{}, best settings of the search", self.title),
+            in_quick: false,
+            model: Table::try_from(&settings.model).map_err(wrong)?,
+            train: Table::try_from(&settings.train).map_err(wrong)?,
+            tune: None,
+            ..self.clone()
+        };
+        let text = toml::to_string_pretty(&best).map_err(wrong)?;
+        Ok(format!("# {comment}\n{text}"))
+    }
 }
 
 /// TOML's words on one line, without the picture of the place.

@@ -110,7 +110,11 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 }
 
 /// The rows of a table, or of a TabReD folder; a folder also says what the settings leave open.
-fn prepare(files: &Files, folder: &Path, settings: &mut FitSettings) -> Result<(Table, Prepared)> {
+pub(super) fn prepare(
+    files: &Files,
+    folder: &Path,
+    settings: &mut FitSettings,
+) -> Result<(Table, Prepared)> {
     let path = folder.join(&files.file);
     let split = match &settings.data.split {
         Some(SplitConfig::Files { name }) if !path.is_file() => name,

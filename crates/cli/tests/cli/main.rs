@@ -8,6 +8,7 @@ mod resume;
 #[cfg(feature = "serve")]
 mod serve;
 mod tabred;
+mod tune;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -271,6 +272,7 @@ fn help_has_an_example_for_every_command() {
         vec!["models"],
         vec!["forward"],
         vec!["train"],
+        vec!["tune"],
         vec!["tabular", "fit"],
         vec!["tabular", "evaluate"],
         vec!["tabular", "predict"],
