@@ -1,5 +1,7 @@
 //! From columns to features: fitted on the training rows only, saved with the model.
 
+mod raw;
+
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -45,6 +47,8 @@ impl Default for NumericTransform {
         }
     }
 }
+
+pub use raw::RawColumn;
 
 /// How columns become features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -161,15 +165,6 @@ impl Target {
             vec![format!("up to {above}"), format!("above {above}")],
         ))
     }
-}
-
-/// A feature before any transform.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RawColumn {
-    /// One per row, NaN where missing; codes of categories, NaN where unseen in training.
-    pub values: Vec<f64>,
-    /// Number of categories; `None` for numbers.
-    pub categories: Option<i64>,
 }
 
 impl Preprocessor {
@@ -431,35 +426,6 @@ impl Preprocessor {
             y,
             weight,
         })
-    }
-
-    /// The features as they are before any transform, for models that need none, such as trees: numbers first, then codes.
-    ///
-    /// # Errors
-    /// As [`transform`](Self::transform).
-    pub fn raw(&self, table: &Table, rows: &[u32]) -> Result<Vec<RawColumn>> {
-        self.check_columns(table, false)?;
-        let mut columns = Vec::new();
-        for column in &self.numeric {
-            let all = column.values(table)?;
-            let values = rows.iter().map(|row| all[*row as usize]).collect();
-            columns.push(RawColumn {
-                values,
-                categories: None,
-            });
-        }
-        for column in &self.categorical {
-            let unseen = column.cardinality();
-            let code = |code: i32| match i64::from(code) {
-                code if code == unseen => f64::NAN,
-                code => code as f64,
-            };
-            columns.push(RawColumn {
-                values: encode(table, column, rows)?.into_iter().map(code).collect(),
-                categories: Some(unseen),
-            });
-        }
-        Ok(columns)
     }
 
     fn check_columns(&self, table: &Table, with_target: bool) -> Result<()> {

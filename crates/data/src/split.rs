@@ -76,7 +76,7 @@ pub enum SplitConfig {
         /// Its name.
         name: String,
     },
-    /// Row numbers from files that come with the data, as in a TabReD folder. Whoever opens the folder reads them; a
+    /// Row numbers from files that come with the data, as in a `TabReD` folder. Whoever opens the folder reads them; a
     /// table alone does not have them.
     Files {
         /// The split's name in the folder.

@@ -49,7 +49,7 @@ pub struct Pieces {
 
 enum Source {
     Text {
-        lines: CsvLines<Box<dyn Read + Send>>,
+        lines: Box<CsvLines<Box<dyn Read + Send>>>,
         /// For each field of a line: the encoder's column.
         cells: Vec<Option<usize>>,
         /// Fields of the kept columns.
@@ -106,7 +106,7 @@ impl Pieces {
         keep: &[String],
         size: usize,
     ) -> Result<Self> {
-        let lines = CsvLines::new(from, name, format.delimiter())?;
+        let lines = Box::new(CsvLines::new(from, name, format.delimiter())?);
         let header = lines.header();
         require(name, header, &encoder, keep)?;
         let cells = header.iter().map(|name| encoder.place(name)).collect();
