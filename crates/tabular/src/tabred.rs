@@ -507,15 +507,10 @@ fn compute_split(
     times: Option<&[i64]>,
 ) -> Result<Split> {
     let missing = |reason: String| Err(Error::config("split", reason));
-    let rule: [(&str, fn(&[u32], usize, usize) -> Result<Split>); 2] = [
-        ("sliding-window-", splits::sliding_window),
-        ("random-", splits::random),
-    ];
-    let found = rule.into_iter().find_map(|(prefix, rule)| {
-        let index: usize = name.strip_prefix(prefix)?.parse().ok()?;
-        Some((rule, index))
-    });
-    let Some((rule, index)) = found else {
+    let index = |prefix: &str| name.strip_prefix(prefix)?.parse::<usize>().ok();
+    let window = index("sliding-window-").map(|index| (false, index));
+    let found = window.or_else(|| Some((true, index("random-")?)));
+    let Some((shuffled, index)) = found else {
         let known = [DEFAULT_SPLIT, "random-0", "sliding-window-0"];
         return missing(format!(
             "there is no `{name}`, for there is no folder {}; nearest: `{}`",
@@ -539,7 +534,11 @@ fn compute_split(
     };
     let mut order: Vec<u32> = (0..times.len() as u32).collect();
     order.sort_by_key(|row| times[*row as usize]); // stable: rows of one time keep their order
-    rule(&order, index, facts.window)
+    if shuffled {
+        splits::random(&order, index, facts.window)
+    } else {
+        splits::sliding_window(&order, index, facts.window)
+    }
 }
 
 /// Sentences on where a folder differs from what is known of the data set.

@@ -26,7 +26,8 @@ pub(crate) fn run(arguments: &Ranks, common: &Common) -> Result<()> {
     }
     let standings = ranks::standings(&models)?;
     if common.json {
-        println!("{}", Value::from_iter(standings.iter().map(json_of)));
+        let all: Vec<Value> = standings.iter().map(json_of).collect();
+        println!("{}", Value::from(all));
     } else {
         print!("{}", ranks::table(&standings));
     }

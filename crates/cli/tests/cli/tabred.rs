@@ -109,7 +109,7 @@ fn ten_seeds_make_two_ensembles_of_five() {
     assert_eq!(ensembles["size"], 5);
     let values: Vec<f64> = serde_json::from_value(ensembles["values"].clone()).unwrap();
     assert_eq!(values.len(), 2);
-    let mean = (values[0] + values[1]) / 2.0;
+    let mean = f64::midpoint(values[0], values[1]);
     assert!((ensembles["mean"].as_f64().unwrap() - mean).abs() < 1e-12);
     // The first is the score of the averaged probabilities that the first five runs wrote.
     let mut sum = Tensor::zeros([50], (tch::Kind::Double, tch::Device::Cpu));

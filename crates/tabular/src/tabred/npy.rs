@@ -338,7 +338,7 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
     Some(text.split_at(end))
 }
 
-/// A type of numbers that [`write`] takes.
+/// A type of numbers that [`write()`] takes.
 pub trait Element: Copy {
     /// NumPy's name of the type.
     const DESCR: &'static str;

@@ -1,4 +1,5 @@
 //! TabReD's folders: equal arrays from every layout, splits by the rule, and files that lie.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
