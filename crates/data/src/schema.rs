@@ -304,7 +304,9 @@ fn is_identifier(name: &str, values: &[f64]) -> bool {
         || name.ends_with("Id")
         || name.ends_with("ID")
         || lower.starts_with("unnamed");
-    let counted = values.windows(2).all(|pair| pair[0].total_cmp(&(pair[1] - 1.0)).is_eq());
+    let counted = values
+        .windows(2)
+        .all(|pair| pair[0].total_cmp(&(pair[1] - 1.0)).is_eq());
     if values.len() <= MOST_CLASSES || !(called || counted) {
         return false;
     }

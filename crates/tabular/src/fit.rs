@@ -340,7 +340,7 @@ pub fn fit(
     while !run.progress().finished
         && run.progress().epoch < train.epochs
         && !run.should_stop()
-        && !(over() && run.progress().best.is_some())
+        && (!over() || run.progress().best.is_none())
     {
         let epoch = run.progress().epoch;
         let done = run.progress().step_in_epoch;

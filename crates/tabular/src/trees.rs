@@ -1,6 +1,6 @@
 //! Gradient-boosted trees on the same rows, split and scores, so that a network is compared with what people would use.
 //!
-//! Not a model of ours: the crate `forust-ml`, which follows XGBoost's algorithm. The validation rows choose the depth
+//! Not a model of ours: the crate `forust-ml`, which follows `XGBoost`'s algorithm. The validation rows choose the depth
 //! and the number of trees, as they choose the epoch of a network. Categories are ordinal codes.
 
 use std::time::Instant;

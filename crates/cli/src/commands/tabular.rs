@@ -37,6 +37,10 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 #[command(after_help = "Example: densely tabular fit houses.csv --target price --out runs/houses")]
 pub(crate) struct Fit {
     /// CSV, TSV or Parquet file with a header.
@@ -62,7 +66,7 @@ pub(crate) struct Fit {
     /// How rows are divided: by `--time`, `--group` or the only column of times where there is one (auto), or at random.
     #[arg(long, default_value = "auto", value_parser = ["auto", "random"], conflicts_with_all = ["time", "group"])]
     split: String,
-    /// Parts of the time column that become numbers: minute, hour, weekday, day, day_of_year, month, year.
+    /// Parts of the time column that become numbers: `minute`, `hour`, `weekday`, `day`, `day_of_year`, `month`, `year`.
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     calendar: Vec<String>,
     /// Predict whether the target, a number, is above this value.

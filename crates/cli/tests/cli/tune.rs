@@ -155,7 +155,7 @@ fn ctrl_c_stops_all_workers_with_everything_saved() {
     let start = Instant::now();
     while trials(&bench.path("s")).len() < 4 {
         assert!(
-            start.elapsed() < Duration::from_secs(60),
+            start.elapsed() < Duration::from_mins(1),
             "no trial was begun"
         );
         std::thread::sleep(Duration::from_millis(20));
@@ -185,7 +185,7 @@ fn ctrl_c_stops_all_workers_with_everything_saved() {
 
 #[test]
 fn a_trial_that_diverges_has_failed_and_the_study_goes_on() {
-    let lr = r#"{ choice = [0.01, 1e30] }"#;
+    let lr = "{ choice = [0.01, 1e30] }";
     let bench = bench(&RECIPE.replace("{ log = [1e-3, 1e-1] }", lr));
     let assert = bench
         .densely(&["tune", "houses.toml", "--device", "cpu"])

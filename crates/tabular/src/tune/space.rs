@@ -210,13 +210,11 @@ impl Range {
 
     /// The lowest and the highest value, or all of a choice.
     fn ends(&self) -> Vec<Value> {
-        match self {
-            Self::Choice(values) => values.clone(),
-            _ => {
-                let (start, end) = self.axis();
-                vec![self.value(start), self.value(end)]
-            }
+        if let Self::Choice(values) = self {
+            return values.clone();
         }
+        let (start, end) = self.axis();
+        vec![self.value(start), self.value(end)]
     }
 }
 
