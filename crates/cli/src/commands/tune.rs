@@ -253,13 +253,17 @@ impl Session<'_> {
             println!("{summary}");
             return Ok(());
         }
-        let failed = if failed > 0 {
-            format!(", {failed} failed")
-        } else {
-            String::new()
-        };
+        let others: Vec<String> = [
+            (failed, "failed"),
+            (trials.len() - done - failed, "with other workers"),
+        ]
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!(", {count} {word}"))
+        .collect();
         println!(
-            "best of {done} trials{failed}: {} {score:.4}, trial {}",
+            "best of {done} trials{}: {} {score:.4}, trial {}",
+            others.concat(),
             plan.metric.name(),
             best.number
         );

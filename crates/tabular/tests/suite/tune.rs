@@ -89,21 +89,21 @@ fn proposals_depend_on_seed_number_and_results_and_stay_in_their_ranges() -> Res
     assert!((8..40).contains(&zeros), "{zeros} of 40 without dropout");
     // Failed trials are the worst ones, not an error.
     let mut failed = first;
-    failed
-        .iter_mut()
-        .for_each(|tried| tried.loss = f64::INFINITY);
+    for tried in &mut failed {
+        tried.loss = f64::INFINITY;
+    }
     space.propose(1, 40, 10, &failed)?;
     Ok(())
 }
 
-fn base(model: Value) -> FitSettings {
+fn base(model: &Value) -> FitSettings {
     let settings = json!({ "data": { "target": "y" }, "model": model });
     serde_json::from_value(settings).expect("settings")
 }
 
 #[test]
 fn bad_spaces_are_refused_with_the_setting_and_the_reason() {
-    let plain = base(json!({ "preset": "mlp" }));
+    let plain = base(&json!({ "preset": "mlp" }));
     let lr = "train.optimizer.lr";
     let cases = [
         (lr, json!({ "log": [0.0, 1.0] }), "above 0, got 0"),
@@ -177,7 +177,7 @@ fn bad_spaces_are_refused_with_the_setting_and_the_reason() {
         );
         assert!(!error.contains('\n'), "{error}");
     }
-    let unknown = ready_made(&base(json!({ "preset": "forest" }))).expect_err("unknown");
+    let unknown = ready_made(&base(&json!({ "preset": "forest" }))).expect_err("unknown");
     assert!(
         unknown
             .to_string()
@@ -195,7 +195,7 @@ fn ready_made_spaces_are_the_papers_and_fit_every_preset_and_embedding() -> Resu
     ];
     for preset in ["mlp", "tabm", "tabm-mini", "tabm-packed"] {
         for embedding in &embeddings {
-            let base = base(json!({ "preset": preset, "embedding": embedding }));
+            let base = base(&json!({ "preset": preset, "embedding": embedding }));
             let (ranges, _) = TuneSettings::default().space(&base)?;
             assert_eq!(
                 ranges["model.config.d_block"],
@@ -203,10 +203,10 @@ fn ready_made_spaces_are_the_papers_and_fit_every_preset_and_embedding() -> Resu
             );
         }
     }
-    let mlp = ready_made(&base(json!({ "preset": "mlp" })))?;
+    let mlp = ready_made(&base(&json!({ "preset": "mlp" })))?;
     assert_eq!(mlp["model.config.n_blocks"], RangeSettings::int(1, 6, 1));
     assert_eq!(mlp["train.optimizer.lr"], RangeSettings::log(3e-5, 1e-3));
-    let ple = base(json!({ "preset": "tabm", "embedding": { "type": "piecewise_linear" } }));
+    let ple = base(&json!({ "preset": "tabm", "embedding": { "type": "piecewise_linear" } }));
     let mut ple = ready_made(&ple)?;
     assert_eq!(
         ple.remove("model.config.n_blocks"),
@@ -223,7 +223,7 @@ fn plan() -> Plan {
         startup: 4,
         metric: Metric::Rmse,
         space: ranges(json!({ "train.optimizer.lr": { "log": [1e-4, 1e-1] } })),
-        base: base(json!({ "preset": "mlp" })),
+        base: base(&json!({ "preset": "mlp" })),
     }
 }
 
