@@ -31,6 +31,12 @@ struct Seen {
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.is_empty() {
+        println!(
+            "needs a running `densely serve`; arguments: ADDRESS CLIENTS SECONDS BODY.json [ROWS]"
+        );
+        return Ok(());
+    }
     let [address, clients, seconds, file, rest @ ..] = words.as_slice() else {
         bail!("expected: ADDRESS CLIENTS SECONDS BODY.json [ROWS]");
     };

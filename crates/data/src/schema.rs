@@ -291,7 +291,7 @@ fn infer_role(table: &Table, column: &Column) -> Result<(Role, String)> {
     }
 }
 
-/// Whole numbers that name a row rather than measure it: all different, and either called so or counted up by one.
+/// Whole numbers that name a row rather than measure it: called so, and all different.
 fn is_identifier(name: &str, values: &[f64]) -> bool {
     let lower = name.to_lowercase();
     let called = [
@@ -304,10 +304,7 @@ fn is_identifier(name: &str, values: &[f64]) -> bool {
         || name.ends_with("Id")
         || name.ends_with("ID")
         || lower.starts_with("unnamed");
-    let counted = values
-        .windows(2)
-        .all(|pair| pair[0].total_cmp(&(pair[1] - 1.0)).is_eq());
-    if values.len() <= MOST_CLASSES || !(called || counted) {
+    if values.len() <= MOST_CLASSES || !called {
         return false;
     }
     let mut sorted = values.to_vec();
