@@ -256,6 +256,9 @@ fn infer_role(table: &Table, column: &Column) -> Result<(Role, String)> {
     if present == 0 {
         return ignore("has no values");
     }
+    if name.starts_with("__index_level_") {
+        return ignore("is the index of a pandas table, not one of its columns");
+    }
     let distinct = column.distinct(2);
     match &column.values {
         Values::Time(_) => ignore("holds times"),

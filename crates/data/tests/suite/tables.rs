@@ -197,3 +197,19 @@ fn parquet_without_the_feature_says_so() {
         assert!(error.contains("feature `parquet`"), "{error}");
     }
 }
+
+#[test]
+fn columns_that_name_rows_are_left_out() {
+    let row = |i: usize| format!("{},{},{},{}\n", 900 - i, i % 30, i * 7 % 31, i * 3 % 17);
+    let text: String = (0..60).map(row).collect();
+    let table = table(&format!("user_id,__index_level_0__,size,price\n{text}"));
+    let schema = schema(&table, "price");
+    assert_eq!(
+        schema.with_role(Role::Numeric).collect::<Vec<_>>(),
+        ["size"]
+    );
+    assert_eq!(
+        schema.with_role(Role::Ignore).collect::<Vec<_>>(),
+        ["user_id", "__index_level_0__"]
+    );
+}
