@@ -17,24 +17,28 @@ use std::time::Instant;
 
 use densely_benches::{CASES, Phase, WORKLOADS, Workload};
 use densely_core::{Device, Error, Result};
+use densely_torch_ext::cuda::Timer;
 use densely_train::peak_rss_mb;
 use serde_json::json;
 use tch::{Kind, Tensor};
 
+/// Milliseconds of `work`: by the clock, on a GPU by its own events.
+fn timed(device: tch::Device, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    if let tch::Device::Cuda(index) = device {
+        let timer = Timer::start(index).map_err(Error::torch)?;
+        work()?;
+        return timer.milliseconds().map_err(Error::torch);
+    }
+    let begin = Instant::now();
+    work()?;
+    Ok(begin.elapsed().as_secs_f64() * 1e3)
+}
+
 /// Repeats `work` for half a second, at least three times (twice when it takes longer than that); milliseconds of each.
 fn measure(device: tch::Device, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {
-    let wait = || {
-        if let tch::Device::Cuda(index) = device {
-            tch::Cuda::synchronize(index as i64);
-        }
-    };
     let (mut times, start) = (Vec::new(), Instant::now());
     loop {
-        wait();
-        let begin = Instant::now();
-        work()?;
-        wait();
-        times.push(begin.elapsed().as_secs_f64() * 1e3);
+        times.push(timed(device, work)?);
         let seconds = start.elapsed().as_secs_f64();
         if times.len() >= 1000
             || (seconds > 0.5 && times.len() >= if seconds > 1.5 { 2 } else { 3 })
@@ -135,20 +139,7 @@ fn measure_n(
     work: &mut dyn FnMut() -> Result<()>,
     n: usize,
 ) -> Result<Vec<f64>> {
-    let wait = || {
-        if let tch::Device::Cuda(index) = device {
-            tch::Cuda::synchronize(index as i64);
-        }
-    };
-    (0..n)
-        .map(|_| {
-            wait();
-            let begin = Instant::now();
-            work()?;
-            wait();
-            Ok(begin.elapsed().as_secs_f64() * 1e3)
-        })
-        .collect()
+    (0..n).map(|_| timed(device, work)).collect()
 }
 
 fn main() -> Result<()> {

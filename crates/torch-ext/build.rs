@@ -1,7 +1,8 @@
 //! Compiles the C++ bridge and the fused operations against the libtorch that torch-sys found.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Compiles the loops once per instruction set, each into a namespace of its own; the program picks one when it runs.
 fn compile_kernels(x86: bool) {
@@ -41,6 +42,65 @@ fn compile_kernels(x86: bool) {
     }
 }
 
+/// A folder with CUDA's headers: the toolkit's, or the ones that lie with libtorch.
+fn cuda_headers(libtorch: &Path) -> Option<PathBuf> {
+    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(|name| {
+        println!("cargo:rerun-if-env-changed={name}");
+        env::var_os(name).map(|folder| PathBuf::from(folder).join("include"))
+    });
+    let beside = [
+        libtorch.join("include/cuda"),
+        libtorch.join("../nvidia/cu13/include"),
+        PathBuf::from("/usr/local/cuda/include"),
+    ];
+    let complete = |folder: &PathBuf| {
+        ["cuda_runtime.h", "crt/host_config.h"]
+            .iter()
+            .all(|header| folder.join(header).is_file())
+    };
+    toolkits.chain(beside).find(complete)
+}
+
+/// Compiles CUDA graphs into a library of their own, which the crate carries and loads when they are asked for.
+fn compile_cuda(libtorch: &Path) {
+    println!("cargo:rustc-check-cfg=cfg(cuda_graphs)");
+    if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os != "linux") {
+        return;
+    }
+    let (Some(headers), Some(out)) = (cuda_headers(libtorch), env::var_os("OUT_DIR")) else {
+        return;
+    };
+    let library = PathBuf::from(out).join("densely_cuda.so");
+    let mut compiler: Command = cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .pic(true)
+        .warnings(false)
+        .get_compiler()
+        .to_command();
+    compiler
+        .args(["-shared", "-s"])
+        .arg("-I")
+        .arg(libtorch.join("include"))
+        .arg("-I")
+        .arg(libtorch.join("include/torch/csrc/api/include"))
+        .arg("-I")
+        .arg(&headers)
+        .arg("src/cuda/graph.cpp")
+        .arg("-o")
+        .arg(&library);
+    if compiler.status().is_ok_and(|status| status.success()) {
+        println!("cargo:rustc-cfg=cuda_graphs");
+        println!("cargo:rustc-env=DENSELY_CUDA_LIBRARY={}", library.display());
+    } else {
+        println!(
+            "cargo:warning=CUDA graphs are left out: src/cuda/graph.cpp does not compile with the headers in {}",
+            headers.display()
+        );
+    }
+}
+
 fn main() {
     println!("cargo:rerun-if-changed=src");
     let lib = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from);
@@ -56,6 +116,7 @@ fn main() {
     build
         .files([
             "src/bridge.cpp",
+            "src/device.cpp",
             "src/memory.cpp",
             "src/optim.cpp",
             "src/cpu/members.cpp",
@@ -70,4 +131,5 @@ fn main() {
         .compile("densely_torch_ext");
     // After the code that calls them: a static library gives only what is still asked for.
     compile_kernels(x86);
+    compile_cuda(root);
 }

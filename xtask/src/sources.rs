@@ -19,8 +19,9 @@ const NEEDED_BYTES_CUDA: u64 = 9_000_000_000;
 /// No unpacked libtorch is bigger.
 const UNPACKED_LIMIT: u64 = 12_000_000_000;
 
-/// Wheels that hold the CPU half, with the SHA-256 of the Linux x86-64 builds.
-const WHEELS: [(&str, &str, &str); 3] = [
+/// Wheels that hold the CPU half, and CUDA's headers for what is loaded when a GPU is there, with the SHA-256 of the Linux x86-64
+/// builds.
+const WHEELS: [(&str, &str, &str); 4] = [
     (
         "torch",
         VERSION,
@@ -35,6 +36,11 @@ const WHEELS: [(&str, &str, &str); 3] = [
         "nvidia-cuda-cupti",
         "13.0.85",
         "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+    ),
+    (
+        "nvidia-cuda-crt",
+        "13.0.88",
+        "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
     ),
 ];
 
@@ -196,10 +202,8 @@ pub(crate) fn from_wheel(parent: &Path, _cuda: bool) -> Result<Scratch> {
         cache::create_folder(&folder)?;
         let wheel = packages::pip_download(pinned, &folder)?;
         archive::unpack_zip(&wheel, scratch.path(), UNPACKED_LIMIT, |name| {
-            match name.strip_prefix("torch/") {
-                Some(rest) => place(rest),
-                None => place(&format!("lib/{}", name.split_once("/lib/")?.1)),
-            }
+            name.strip_prefix("torch/")
+                .map_or_else(|| place_nvidia(name), place)
         })?;
         // A wheel is half a gigabyte: gone as soon as it is unpacked.
         std::fs::remove_dir_all(&folder)
@@ -256,7 +260,8 @@ pub(crate) fn from_wheel_cuda(parent: &Path, _cuda: bool) -> Result<Scratch> {
         archive::unpack_zip(&wheel, scratch.path(), UNPACKED_LIMIT, |name| {
             let part = name.starts_with("torch/include/")
                 || name.starts_with("torch/lib/")
-                || (name.starts_with("nvidia/") && name.contains(".so"));
+                || (name.starts_with("nvidia/")
+                    && (name.contains(".so") || name.contains("/include/")));
             part.then(|| name.to_owned())
         })?;
         std::fs::remove_file(&wheel).map_err(|error| cache::explain("remove", &wheel, &error))?;
@@ -277,6 +282,15 @@ fn place(name: &str) -> Option<String> {
     }
     let file = name.strip_prefix("lib/")?;
     (!file.contains('/') && libtorch::keeps(file)).then(|| format!("lib/{file}"))
+}
+
+/// Where a file of an nvidia package goes: headers beside torch's, in a folder of their own.
+fn place_nvidia(name: &str) -> Option<String> {
+    let (_, name) = name.strip_prefix("nvidia/")?.split_once('/')?;
+    match name.strip_prefix("include/") {
+        Some(header) => Some(format!("include/cuda/{header}")),
+        None => place(name),
+    }
 }
 
 fn only_linux() -> Result<()> {
@@ -329,6 +343,20 @@ mod tests {
         assert_eq!(place("lib/libtorch_cuda.so"), None);
         assert_eq!(place("lib/sub/libc10.so"), None);
         assert_eq!(place("nn/__init__.py"), None);
+        assert_eq!(
+            place_nvidia("nvidia/cu13/include/crt/host_config.h").as_deref(),
+            Some("include/cuda/crt/host_config.h")
+        );
+        assert_eq!(
+            place_nvidia("nvidia/cu13/lib/libcudart.so.13").as_deref(),
+            Some("lib/libcudart.so.13")
+        );
+        for name in [
+            "nvidia/cu13/lib/libcudart_static.a",
+            "nvidia_cuda_crt-13.0.88.dist-info/RECORD",
+        ] {
+            assert_eq!(place_nvidia(name), None);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use densely_core::weights::{self, Strictness};
 use densely_core::{Result, Tensors, seeded};
 use densely_testkit::{Golden, assert_bits, assert_close};
 use serde_json::Value;
-use tch::nn::{ModuleT, Path, VarStore};
+use tch::nn::{Module, ModuleT, Path, VarStore};
 use tch::{Device, Tensor};
 
 /// The layer that a case of the golden describes, under `vs`.
@@ -137,4 +137,19 @@ fn casting_the_store_leaves_masks_and_counters_alone() {
     let kinds = weights::named(&vs);
     assert_eq!(kinds["mask"].kind(), tch::Kind::Bool);
     assert_eq!(kinds["num_batches_tracked"].kind(), tch::Kind::Int64);
+}
+
+#[test]
+fn convolutions_keep_channels_last_and_give_the_same_values() -> Result<()> {
+    let vs = VarStore::new(Device::Cpu);
+    let conv = nn::conv2d(&(vs.root() / "conv"), 3, 8, 3, ConvConfig::default());
+    let xs = Tensor::randn([2, 3, 9, 7], tch::kind::FLOAT_CPU);
+    let turned = nn::channels_last(&xs)?;
+    assert_eq!(turned, xs);
+    assert_eq!(turned.stride(), [3 * 9 * 7, 1, 3 * 7, 3]);
+    let (ys, plain) = (conv.forward(&turned), conv.forward(&xs));
+    assert_eq!(ys.stride()[1], 1);
+    assert_close(&ys, &plain, 1e-5, 1e-6);
+    assert!(nn::channels_last(&xs.get(0)).is_err());
+    Ok(())
 }

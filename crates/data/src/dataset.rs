@@ -1,5 +1,7 @@
 //! Rows as tensors, and batches of them. The order of rows is a function of seed and epoch alone.
 
+use std::collections::VecDeque;
+
 use densely_core::Result;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -18,6 +20,9 @@ pub struct Dataset {
     /// Weights `[rows]`, f32.
     pub weight: Option<Tensor>,
 }
+
+/// Batches whose rows are gathered at a time: a small model's step is about as short as the gathering of one.
+const AHEAD: usize = 16;
 
 /// How the rows of a step relate to the members of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +49,30 @@ pub struct Batch {
     pub weight: Option<Tensor>,
 }
 
+impl Batch {
+    /// Its tensors in the order of the fields, for what treats them alike.
+    pub fn tensors(&self) -> [Option<Tensor>; 4] {
+        let Self {
+            x_num,
+            x_cat,
+            y,
+            weight,
+        } = self;
+        [x_num, x_cat, y, weight].map(|xs| xs.as_ref().map(Tensor::shallow_clone))
+    }
+
+    /// The batch of [`tensors`](Self::tensors).
+    pub fn of(tensors: &[Option<Tensor>]) -> Self {
+        let at = |place: usize| tensors.get(place)?.as_ref().map(Tensor::shallow_clone);
+        Self {
+            x_num: at(0),
+            x_cat: at(1),
+            y: at(2),
+            weight: at(3),
+        }
+    }
+}
+
 impl Dataset {
     /// Number of rows.
     pub fn len(&self) -> usize {
@@ -68,10 +97,18 @@ impl Dataset {
             .map_or(Device::Cpu, Tensor::device)
     }
 
-    /// The same rows on another device.
+    /// The same rows on another device. To a GPU they go through memory that it reads by itself, so that nobody waits.
     #[must_use]
     pub fn to_device(&self, device: Device) -> Self {
-        let move_to = |xs: &Option<Tensor>| xs.as_ref().map(|xs| xs.to_device(device));
+        let move_to = |xs: &Option<Tensor>| {
+            xs.as_ref().map(|xs| match (xs.device(), device) {
+                (Device::Cpu, Device::Cuda(_)) => {
+                    let pinned = xs.pin_memory(device);
+                    pinned.to_device_(device, xs.kind(), true, false)
+                }
+                _ => xs.to_device(device),
+            })
+        };
         Self {
             x_num: move_to(&self.x_num),
             x_cat: move_to(&self.x_cat),
@@ -108,12 +145,42 @@ impl Dataset {
             Order::Shared => 1,
             Order::PerMember { k } => k,
         };
+        let mut ahead = VecDeque::new();
         (skip as usize..rows.div_ceil(batch_size)).map(move |step| {
-            let start = step * batch_size;
-            let length = batch_size.min(rows - start);
-            let chosen = indices.narrow(0, (start * k) as i64, (length * k) as i64);
-            self.batch(|xs| Ok(xs.f_index_select(0, &chosen)?))
+            if ahead.is_empty() {
+                // The same batches are gathered together wherever an epoch is taken up again: where rows lie in memory can
+                // matter to the last bit.
+                let first = step / AHEAD * AHEAD;
+                let start = first * batch_size;
+                let length = (AHEAD * batch_size).min(rows - start);
+                let chosen = indices.narrow(0, (start * k) as i64, (length * k) as i64);
+                ahead.extend(self.gather(&chosen, (batch_size * k) as i64)?);
+                ahead.drain(..step - first);
+            }
+            match ahead.pop_front() {
+                Some(batch) => Ok(batch),
+                None => unreachable!("gathered above"),
+            }
         })
+    }
+
+    /// The chosen rows in batches of `size`.
+    fn gather(&self, chosen: &Tensor, size: i64) -> Result<Vec<Batch>> {
+        let rows = self.batch(|xs| Ok(xs.f_index_select(0, chosen)?))?;
+        let mut parts = Vec::new();
+        for xs in rows.tensors() {
+            let split = xs.map(|xs| xs.f_split(size, 0)).transpose()?;
+            parts.push(split.map(Vec::into_iter));
+        }
+        let count = (chosen.size()[0] as usize).div_ceil(size as usize);
+        let next = |_| {
+            let tensors: Vec<Option<Tensor>> = parts
+                .iter_mut()
+                .map(|xs| xs.as_mut().and_then(Iterator::next))
+                .collect();
+            Batch::of(&tensors)
+        };
+        Ok((0..count).map(next).collect())
     }
 
     /// All rows in order, in batches of at most `batch_size`.

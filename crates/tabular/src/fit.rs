@@ -11,9 +11,10 @@ use densely_data::split::{Split, SplitConfig};
 use densely_data::table::Table;
 use densely_torch_ext::Autocast;
 use densely_train::amp::GradScaler;
+use densely_train::graph::StepGraph;
 use densely_train::machine::{Env, peak_rss_mb, step_seed};
 use densely_train::metrics::Metric;
-use densely_train::optim::GroupRule;
+use densely_train::optim::{GroupRule, Optimizer};
 use densely_train::run::{ResumeFrom, Run, RunOptions};
 use serde::Serialize;
 use serde_json::json;
@@ -26,6 +27,7 @@ use crate::fitted::{save_members, save_temperature};
 use crate::models::{ModelConfig, TabularModel};
 use crate::settings::{
     Batches, ClassWeights, DataSettings, Decay, EmbeddingSettings, FitSettings, Precision,
+    TrainSettings,
 };
 use crate::task;
 
@@ -323,6 +325,7 @@ pub fn fit(
         _ => None,
     };
 
+    let mut graph = step_graph(train, options.device);
     let order = match train.batches {
         Batches::Shared => Order::Shared,
         Batches::PerMember => Order::PerMember {
@@ -354,29 +357,47 @@ pub fn fit(
             let lr = schedule.at(step);
             optimizer.set_lr(lr);
             // Dropout is a function of seed and step, so a resumed run needs no generator's state.
-            let ys = seeded(step_seed(options.seed, step), || {
-                let _autocast = autocast(train.precision, options.device)?;
-                forward(&*model, &batch, order)
-            })?;
-            let (y, weight) = (target(&batch, order)?, batch.weight.as_ref());
-            let loss = task::members_loss(&ys, &y, weight, prepared.task);
-            optimizer.zero_grad()?;
-            let finite = match &mut scaler {
-                None => loss.f_backward().map(|()| true)?,
-                Some(scaler) => {
-                    scaler.scale_loss(&loss).f_backward()?;
-                    let finite = scaler.unscale(&mut optimizer, step)?;
-                    run.set_extra(json!({ SCALER: scaler }));
-                    finite
-                }
+            let seed = step_seed(options.seed, step);
+            let forward = |batch: &Batch| {
+                let ys = {
+                    let _autocast = autocast(train.precision, options.device)?;
+                    forward(&*model, batch, order)?
+                };
+                let (y, weight) = (target(batch, order)?, batch.weight.as_ref());
+                Ok::<_, Error>(task::members_loss(&ys, &y, weight, prepared.task))
             };
-            let mut norm = None;
-            if finite {
-                if train.clip_norm > 0.0 {
-                    norm = Some(optimizer.clip_grad_norm(train.clip_norm)?);
+            let (loss, norm) = if let Some(graph) = &mut graph {
+                optimizer.stage()?;
+                let mut work = |inputs: &[Option<Tensor>]| {
+                    let loss = forward(&Batch::of(inputs))?;
+                    optimizer.zero_grad()?;
+                    loss.f_backward()?;
+                    let norm = clip(&mut optimizer, train.clip_norm)?;
+                    optimizer.apply()?;
+                    Ok([loss.detach()].into_iter().chain(norm).collect())
+                };
+                let mut found = seeded(seed, || graph.run(&batch.tensors(), &mut work))?;
+                let loss = found.swap_remove(0);
+                (loss, found.pop())
+            } else {
+                let loss = seeded(seed, || forward(&batch))?;
+                optimizer.zero_grad()?;
+                let finite = match &mut scaler {
+                    None => loss.f_backward().map(|()| true)?,
+                    Some(scaler) => {
+                        scaler.scale_loss(&loss).f_backward()?;
+                        let finite = scaler.unscale(&mut optimizer, step)?;
+                        run.set_extra(json!({ SCALER: scaler }));
+                        finite
+                    }
+                };
+                let mut norm = None;
+                if finite {
+                    norm = clip(&mut optimizer, train.clip_norm)?;
+                    optimizer.step()?;
                 }
-                optimizer.step()?;
-            }
+                (loss, norm)
+            };
             if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
                 return Err(diverged(error, &run, &batch));
             }
@@ -540,6 +561,30 @@ fn forward(model: &dyn TabularModel, batch: &Batch, order: Order) -> Result<Tens
         per_member(&batch.x_cat).as_ref(),
         true,
     )
+}
+
+fn clip(optimizer: &mut Optimizer, max_norm: f64) -> Result<Option<Tensor>> {
+    let clips = max_norm > 0.0;
+    clips
+        .then(|| optimizer.clip_grad_norm(max_norm))
+        .transpose()
+}
+
+/// A recorder of steps where one is asked for and possible.
+fn step_graph(train: &TrainSettings, device: tch::Device) -> Option<StepGraph> {
+    if !train.cuda_graph {
+        return None;
+    }
+    let graph = match train.precision {
+        Precision::F16 => Err(Error::Unsupported {
+            what: "recording steps with scaled losses, which are read back".to_owned(),
+            hint: "use precision bf16".to_owned(),
+        }),
+        _ => StepGraph::new(device),
+    };
+    graph
+        .inspect_err(|error| tracing::warn!("steps run one operation at a time: {error}"))
+        .ok()
 }
 
 fn target(batch: &Batch, order: Order) -> Result<Tensor> {

@@ -280,6 +280,8 @@ pub struct TrainSettings {
     pub time_budget: f64,
     /// Whether probabilities are scaled by the temperature that fits the validation rows.
     pub calibrate: bool,
+    /// Whether a GPU repeats whole steps from a recording, which pays for small models. Where it cannot, a warning says why.
+    pub cuda_graph: bool,
 }
 
 impl Default for TrainSettings {
@@ -305,6 +307,7 @@ impl Default for TrainSettings {
             class_weights: ClassWeights::None,
             time_budget: 0.0,
             calibrate: false,
+            cuda_graph: false,
         }
     }
 }

@@ -19,11 +19,20 @@ void release_memory();
 size_t enter_inference();
 void leave_inference(size_t guard);
 
+size_t enter_side_stream(int8_t index);
+void leave_side_stream(size_t side);
+size_t start_timer(int8_t index);
+void stop_timer(size_t timer, int8_t index);
+double read_timer(size_t timer);
+void free_timer(size_t timer);
+size_t record_operations();
+rust::Vec<rust::String> stop_recording(size_t callback);
+
 void fused_adam(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> exp_avgs,
                 rust::Slice<const size_t> exp_avg_sqs, rust::Slice<const size_t> steps, double lr, double beta1, double beta2,
-                double weight_decay, double eps, bool decoupled);
+                double weight_decay, double eps, bool decoupled, size_t device_lr);
 void fused_sgd(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> buffers, double weight_decay,
-               double momentum, double lr, double dampening, bool nesterov, bool first);
+               double momentum, double lr, double dampening, bool nesterov, bool first, size_t device_lr);
 size_t clip_grads(rust::Slice<const size_t> grads, double max_norm);
 bool unscale_grads(rust::Slice<const size_t> grads, double factor);
 void clear_grads(rust::Slice<const size_t> params);

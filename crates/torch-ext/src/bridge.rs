@@ -18,8 +18,25 @@ pub(crate) mod ffi {
         /// The number must come from `enter_inference` of this thread and be handed in once.
         unsafe fn leave_inference(guard: usize);
 
+        fn enter_side_stream(index: i8) -> Result<usize>;
         /// # Safety
-        /// Every number is the address of a live `at::Tensor`.
+        /// The number must come from `enter_side_stream` of this thread and be handed in once.
+        unsafe fn leave_side_stream(side: usize) -> Result<()>;
+        fn start_timer(index: i8) -> Result<usize>;
+        /// # Safety
+        /// The number must come from `start_timer` and not have been freed.
+        unsafe fn stop_timer(timer: usize, index: i8) -> Result<()>;
+        /// # Safety
+        /// As of `stop_timer`.
+        unsafe fn read_timer(timer: usize) -> Result<f64>;
+        /// # Safety
+        /// As of `stop_timer`; the timer is gone afterwards.
+        unsafe fn free_timer(timer: usize) -> Result<()>;
+        fn record_operations() -> Result<usize>;
+        fn stop_recording(callback: usize) -> Result<Vec<String>>;
+
+        /// # Safety
+        /// Every number is 0 or the address of a live `at::Tensor`.
         unsafe fn fused_adam(
             params: &[usize],
             grads: &[usize],
@@ -32,6 +49,7 @@ pub(crate) mod ffi {
             weight_decay: f64,
             eps: f64,
             decoupled: bool,
+            device_lr: usize,
         ) -> Result<()>;
         /// # Safety
         /// Every number is the address of a live `at::Tensor`.
@@ -45,6 +63,7 @@ pub(crate) mod ffi {
             dampening: f64,
             nesterov: bool,
             first: bool,
+            device_lr: usize,
         ) -> Result<()>;
         /// # Safety
         /// Every number is the address of a live `at::Tensor`.

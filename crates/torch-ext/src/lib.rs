@@ -14,8 +14,10 @@ pub use memmap2::Mmap;
 #[expect(unreachable_pub, reason = "cxx writes the items")]
 #[expect(clippy::too_many_arguments, reason = "the C++ side takes no structs")]
 mod bridge;
+pub mod cuda;
 pub mod fused;
 pub mod optim;
+pub mod profile;
 
 use bridge::ffi;
 
@@ -156,9 +158,14 @@ pub fn load_cuda() -> Result<(), String> {
             libc::RTLD_NOW | libc::RTLD_GLOBAL,
         )
     };
-    if !handle.is_null() {
-        return Ok(());
+    if handle.is_null() {
+        return Err(loader_message());
     }
+    Ok(())
+}
+
+/// What the loader says of its last failure.
+fn loader_message() -> String {
     // SAFETY: dlerror returns null or a C string that is valid until the next dl call of this thread.
     let message = unsafe {
         let message = libc::dlerror();
@@ -168,7 +175,7 @@ pub fn load_cuda() -> Result<(), String> {
             CStr::from_ptr(message)
         }
     };
-    Err(message.to_string_lossy().into_owned())
+    message.to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

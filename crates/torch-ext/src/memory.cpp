@@ -5,6 +5,9 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/alignment.h>
 #include <sys/mman.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <cstdlib>
 #include <cstring>
@@ -111,14 +114,34 @@ class Pool final : public c10::Allocator {
   size_t idle_bytes_ = 0;
 };
 
-// Before any tensor is made; `DENSELY_FAST=0` leaves libtorch's allocator in place.
-__attribute__((constructor)) void keep_large_blocks() {
+/// The C library, too, gives memory back as soon as a step has freed it, and has it made anew for the next: small tensors and the buffers
+/// in which a product arranges its matrices, a tenth of a small step. It keeps 128 MB now, and smaller blocks side by side.
+/// Whoever has set the C library's own variables is left alone.
+void keep_small_blocks() {
+#ifdef __GLIBC__
+  for (const char* own : {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}) {
+    if (std::getenv(own) != nullptr) return;
+  }
+  mallopt(M_MMAP_THRESHOLD, 4 << 20);
+  mallopt(M_TRIM_THRESHOLD, 128 << 20);
+#endif
+}
+
+// Before any tensor is made; `DENSELY_FAST=0` leaves the allocators as they are.
+__attribute__((constructor)) void keep_memory() {
   const char* fast = std::getenv("DENSELY_FAST");
-  if (fast == nullptr || std::strcmp(fast, "0") != 0) c10::SetCPUAllocator(&Pool::get(), 1);
+  if (fast != nullptr && std::strcmp(fast, "0") == 0) return;
+  c10::SetCPUAllocator(&Pool::get(), 1);
+  keep_small_blocks();
 }
 
 }  // namespace
 
-void release_memory() { Pool::get().empty(); }
+void release_memory() {
+  Pool::get().empty();
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
 
 }  // namespace densely

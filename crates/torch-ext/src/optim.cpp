@@ -26,22 +26,35 @@ std::vector<at::Tensor> list(rust::Slice<const size_t> pointers) {
   return tensors;
 }
 
+/// libtorch's fused steps leave the count of changes alone, which tells whoever keeps something made from a parameter.
+void changed(const std::vector<at::Tensor>& params) {
+  for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
+}
+
 }  // namespace
 
 void fused_adam(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> exp_avgs,
                 rust::Slice<const size_t> exp_avg_sqs, rust::Slice<const size_t> steps, double lr, double beta1, double beta2,
-                double weight_decay, double eps, bool decoupled) {
+                double weight_decay, double eps, bool decoupled, size_t device_lr) {
   at::NoGradGuard no_grad;
   auto p = list(params), g = list(grads), m = list(exp_avgs), v = list(exp_avg_sqs), t = list(steps);
-  if (decoupled) at::_fused_adamw_(p, g, m, v, {}, t, lr, beta1, beta2, weight_decay, eps, false, false);
-  else at::_fused_adam_(p, g, m, v, {}, t, lr, beta1, beta2, weight_decay, eps, false, false);
+  const auto step = [&](const auto& rate) {
+    if (decoupled) at::_fused_adamw_(p, g, m, v, {}, t, rate, beta1, beta2, weight_decay, eps, false, false);
+    else at::_fused_adam_(p, g, m, v, {}, t, rate, beta1, beta2, weight_decay, eps, false, false);
+  };
+  if (device_lr == 0) step(lr);
+  else step(*reinterpret_cast<const at::Tensor*>(device_lr));
+  changed(p);
 }
 
 void fused_sgd(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> buffers, double weight_decay,
-               double momentum, double lr, double dampening, bool nesterov, bool first) {
+               double momentum, double lr, double dampening, bool nesterov, bool first, size_t device_lr) {
   at::NoGradGuard no_grad;
   auto p = list(params), g = list(grads), m = list(buffers);
-  at::_fused_sgd_(p, g, m, weight_decay, momentum, lr, dampening, nesterov, false, first);
+  const auto step = [&](const auto& rate) { at::_fused_sgd_(p, g, m, weight_decay, momentum, rate, dampening, nesterov, false, first); };
+  if (device_lr == 0) step(lr);
+  else step(*reinterpret_cast<const at::Tensor*>(device_lr));
+  changed(p);
 }
 
 size_t clip_grads(rust::Slice<const size_t> grads, double max_norm) {

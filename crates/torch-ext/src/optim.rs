@@ -15,9 +15,9 @@ fn text(e: cxx::Exception) -> String {
 
 /// Numbers of one step of Adam or AdamW.
 #[derive(Debug, Clone, Copy)]
-pub struct AdamStep {
+pub struct AdamStep<'a> {
     /// Learning rate.
-    pub lr: f64,
+    pub lr: Rate<'a>,
     /// Decay rates of the two moments.
     pub betas: [f64; 2],
     /// Decoupled (AdamW) or added to the gradient (Adam).
@@ -26,6 +26,25 @@ pub struct AdamStep {
     pub eps: f64,
     /// AdamW instead of Adam.
     pub decoupled: bool,
+}
+
+/// Where a step finds its learning rate.
+#[derive(Debug, Clone, Copy)]
+pub enum Rate<'a> {
+    /// In the call.
+    Number(f64),
+    /// In a scalar on the parameters' device, so that a recorded step takes another rate each time: f32 on CUDA.
+    Device(&'a Tensor),
+}
+
+impl Rate<'_> {
+    /// Number and address, one of them 0.
+    fn parts(self) -> (f64, usize) {
+        match self {
+            Self::Number(lr) => (lr, 0),
+            Self::Device(lr) => (0.0, address(lr)),
+        }
+    }
 }
 
 /// One step of Adam or AdamW on all `params`; `steps` are f32 scalars that count this step already.
@@ -47,6 +66,7 @@ pub fn fused_adam(
         eps,
         decoupled,
     } = *step;
+    let (lr, device_lr) = lr.parts();
     let (p, g, t) = (addresses(params), addresses(grads), addresses(steps));
     let (m, v) = (addresses(first), addresses(second));
     // SAFETY: the addresses are those of tensors borrowed for the call.
@@ -63,6 +83,7 @@ pub fn fused_adam(
             weight_decay,
             eps,
             decoupled,
+            device_lr,
         )
         .map_err(text)
     }
@@ -70,9 +91,9 @@ pub fn fused_adam(
 
 /// Numbers of one step of SGD.
 #[derive(Debug, Clone, Copy)]
-pub struct SgdStep {
+pub struct SgdStep<'a> {
     /// Learning rate.
-    pub lr: f64,
+    pub lr: Rate<'a>,
     /// Added to the gradient.
     pub weight_decay: f64,
     /// 0 keeps no buffer.
@@ -103,6 +124,7 @@ pub fn fused_sgd(
         nesterov,
         first,
     } = *step;
+    let (lr, device_lr) = lr.parts();
     let (p, g, m) = (addresses(params), addresses(grads), addresses(buffers));
     // SAFETY: the addresses are those of tensors borrowed for the call.
     unsafe {
@@ -116,6 +138,7 @@ pub fn fused_sgd(
             dampening,
             nesterov,
             first,
+            device_lr,
         )
         .map_err(text)
     }

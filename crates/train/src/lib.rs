@@ -4,6 +4,7 @@
 extern crate self as densely_train;
 
 pub mod amp;
+pub mod graph;
 pub mod machine;
 pub mod metrics;
 pub mod optim;
@@ -16,6 +17,7 @@ pub mod schedule;
 pub mod signal;
 
 pub use amp::GradScaler;
+pub use graph::StepGraph;
 pub use machine::{Env, peak_rss_mb, step_seed};
 pub use metrics::{Direction, Metric};
 pub use optim::{GroupRule, OptimConfig, Optimizer};

@@ -199,6 +199,20 @@ fn an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone() {
 }
 
 #[test]
+fn an_epoch_taken_up_anywhere_goes_on_with_the_same_batches() {
+    // 38 batches: more than are gathered at a time, and again, and some.
+    let data = numbered(150);
+    for order in [Order::Shared, Order::PerMember { k: 3 }] {
+        let all = rows_of(&data, order, 3, 0);
+        assert_eq!(all.len(), 38);
+        assert_eq!(all[37].len() % 2, 0);
+        for skip in 0..=38 {
+            assert_eq!(rows_of(&data, order, 3, skip), all[skip as usize..]);
+        }
+    }
+}
+
+#[test]
 fn members_have_permutations_of_their_own() {
     let data = numbered(10);
     let k = 3;

@@ -6,6 +6,7 @@ use densely_tabular::task::{Task, members_loss};
 use densely_testkit::assert_close;
 use densely_torch_ext::fused::PlainPaths;
 use densely_torch_ext::{Autocast, InferenceMode};
+use densely_train::OptimConfig;
 use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -111,6 +112,115 @@ fn compare(fused: &Tensors, plain: &Tensors, rtol: f64, atol: f64) {
         );
         assert_close(&fused[name], expected, rtol, atol);
     }
+}
+
+/// Inference keeps forms of the weights: whoever changes a weight must see it, by whatever door.
+#[test]
+fn predictions_follow_every_change_of_the_weights() -> Result<()> {
+    for kind in [None, Some(Kind::BFloat16)] {
+        let vs = VarStore::new(Device::Cpu);
+        let config = json!({"n_num_features": 3, "cat_cardinalities": [], "d_out": 1, "n_blocks": 2, "d_block": 256, "k": 8, "dropout": 0.0});
+        let model = seeded(0, || ModelConfig::of("tabm", &config)?.build(&vs.root()))?;
+        let x = seeded(1, || Tensor::randn([2, 3], tch::kind::FLOAT_CPU));
+        let predict = || -> Result<Tensor> {
+            let _inference = InferenceMode::new();
+            let _autocast = kind.map(|kind| Autocast::new(Device::Cpu, kind).expect("bf16"));
+            model.forward_members(Some(&x), None, false)
+        };
+        let plain = || {
+            let _plain = PlainPaths::new();
+            predict()
+        };
+        let (rtol, atol) = if kind.is_some() {
+            (5e-2, 2e-2)
+        } else {
+            (1e-4, 1e-5)
+        };
+        let check = |before: &Tensor| -> Result<Tensor> {
+            let (now, again) = (predict()?, predict()?);
+            assert_eq!(now, again);
+            assert_ne!(&now, before);
+            assert_close(&now, &plain()?, rtol, atol);
+            Ok(now)
+        };
+        let mut now = check(&Tensor::zeros([2, 8, 1], tch::kind::FLOAT_CPU))?;
+        let names = weights::named(&vs);
+        let (_, weight) = names
+            .iter()
+            .find(|(name, xs)| name.ends_with("weight") && xs.size() == [256, 256])
+            .expect("the second block's matrix");
+        // In place, by hand.
+        tch::no_grad(|| {
+            let mut weight = weight.shallow_clone();
+            weight.copy_(&(&weight * 1.5));
+        });
+        now = check(&now)?;
+        // By an optimiser, fused and plain.
+        for fused in [true, false] {
+            let optim: OptimConfig =
+                serde_json::from_value(json!({"name": "sgd", "lr": 0.5})).expect("an optimiser");
+            let mut optimizer = optim.build(&vs, &[])?;
+            optimizer.set_fused(fused);
+            optimizer.zero_grad()?;
+            model
+                .forward_members(Some(&x), None, false)?
+                .square()
+                .sum(Kind::Float)
+                .backward();
+            optimizer.step()?;
+            now = check(&now)?;
+        }
+        // In inference mode, and by exchanging the memory.
+        {
+            let _inference = InferenceMode::new();
+            let mut weight = weight.shallow_clone();
+            let _ = weight.fill_(0.01);
+        }
+        now = check(&now)?;
+        weight
+            .shallow_clone()
+            .set_data(&Tensor::full([256, 256], 0.02, tch::kind::FLOAT_CPU));
+        check(&now)?;
+    }
+    Ok(())
+}
+
+/// What a GPU would run, looked at on a CPU: a CUDA graph can hold a step only if nothing in it waits for a value.
+#[test]
+fn a_step_of_plain_operations_reads_nothing_back() -> Result<()> {
+    const READS: [&str; 6] = [
+        "aten::_local_scalar_dense",
+        "aten::item",
+        "aten::is_nonzero",
+        "aten::nonzero",
+        "aten::masked_select",
+        "aten::_unique2",
+    ];
+    let _plain = PlainPaths::new();
+    for preset in ["tabm", "tabm-mini", "tabm-packed", "mlp"] {
+        for embedding in embeddings() {
+            let trial = Trial::new(preset, &embedding, &[33], Kind::Float)?;
+            let (found, operations) =
+                densely_torch_ext::profile::operations(|| trial.run()).expect("one recording");
+            found?;
+            // The recording sees both ways.
+            for pass in ["aten::relu", "aten::threshold_backward"] {
+                assert!(
+                    operations.iter().any(|name| name == pass),
+                    "{pass}: {operations:?}"
+                );
+            }
+            let reads = operations
+                .iter()
+                .find(|name| READS.contains(&name.as_str()));
+            assert_eq!(reads, None, "{preset} {embedding}");
+        }
+    }
+    let (_, operations) =
+        densely_torch_ext::profile::operations(|| Tensor::from(1.0).double_value(&[]))
+            .expect("one recording");
+    assert!(operations.iter().any(|name| READS.contains(&name.as_str())));
+    Ok(())
 }
 
 #[test]

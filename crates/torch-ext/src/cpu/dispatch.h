@@ -1,12 +1,23 @@
 // Kinds and instruction sets: which kernels an operation runs, and how it hands memory to libtorch's matrix product.
 #pragma once
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/Tensor.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
 #include "kernels.h"
+
+namespace at::native {
+// oneDNN's product, which libtorch 2.11 exports and has no header for: result = alpha · mat1 mat2 + beta · result.
+void mkldnn_matmul(const Tensor& mat1, const Tensor& mat2, const Tensor& result, float beta, float alpha);
+}  // namespace at::native
 
 namespace densely {
 
@@ -74,6 +85,47 @@ inline std::optional<at::Tensor> optional(const at::Tensor& xs) {
 template <typename T>
 at::Tensor matrix(const T* xs, int64_t rows, int64_t cols) {
   return at::from_blob(const_cast<T*>(xs), {rows, cols}, at::TensorOptions().dtype(kind_of<T>()));
+}
+
+/// Whether f32 products may go to oneDNN. libtorch's go to MKL, which on AMD's processors runs its AVX2 kernels even where there is
+/// AVX-512. `DENSELY_PRODUCTS=mkl` or `onednn` overrules that.
+inline bool onednn() {
+  static const bool found = [] {
+    const char* wish = std::getenv("DENSELY_PRODUCTS");
+    if (!at::globalContext().hasMKLDNN() || (wish != nullptr && std::strcmp(wish, "mkl") == 0)) return false;
+    if (wish != nullptr && std::strcmp(wish, "onednn") == 0) return true;
+#ifdef DENSELY_X86
+    __builtin_cpu_init();
+    return level() == Level::avx512 && __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+  }();
+  return found;
+}
+
+/// Whether oneDNN is the faster one for [m, k] [k, n] in f32, as measured: a call costs it some microseconds more, and a transposed
+/// right side a copy; it is far ahead where the result is narrow.
+inline bool onednn_pays(int64_t m, int64_t n, int64_t k, bool left_transposed, bool right_transposed) {
+  if (!onednn()) return false;
+  if (n < 16) return m >= 64 && k >= 64 && m * k >= 32768 && !right_transposed;
+  if (left_transposed) return k >= 64 && m * n >= 32768;
+  return m >= (right_transposed ? 192 : 4) && n * k >= 32768;
+}
+
+/// out = a b, or out += a b; A is the kind of all three.
+template <typename A>
+void product(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool add = false) {
+  if constexpr (std::is_same_v<A, float>) {
+    const auto transposed = [](const at::Tensor& xs) { return xs.stride(1) != 1; };
+    if (onednn_pays(out.size(0), out.size(1), a.size(1), transposed(a), transposed(b))) {
+      at::native::mkldnn_matmul(a, b, out, add ? 1 : 0, 1);
+      return;
+    }
+  }
+  at::Tensor sum = out;
+  if (add) at::addmm_out(sum, sum, a, b);
+  else at::mm_out(sum, a, b);
 }
 
 /// Neither autograd nor autocast sees the products of the thread that holds it.

@@ -8,7 +8,6 @@
 // member: dW = Σ s rᵀ ∘ G, ds = Σ_in r W G, dr = Σ_out s W G. Neither x ∘ r nor the product is kept or computed again.
 
 #include <ATen/autocast_mode.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -18,6 +17,7 @@
 
 #include "../bridge.h"
 #include "dispatch.h"
+#include "forms.h"
 
 namespace densely {
 namespace {
@@ -89,8 +89,7 @@ void run_block(const Kernels<P, A>& run, const Sizes& size, const Tile& tile, co
     }
     input = scratch;
   }
-  Tensor out = matrix(y, tile.rows(), size.outputs);
-  at::mm_out(out, matrix(input, tile.rows(), size.inputs), weight_t);
+  product<A>(matrix(y, tile.rows(), size.outputs), matrix(input, tile.rows(), size.inputs), weight_t);
   for (int64_t m = tile.from; m < tile.to; ++m) {
     run.finish(y + (m - tile.from) * rows * size.outputs, s ? s + m * size.outputs : nullptr, size.shared_bias ? b : b + m * size.outputs,
                rows, size.outputs, dropout, m * size.batch + tile.first);
@@ -152,7 +151,7 @@ Gradients block_backward(const Tensor& dh, const Tensor& x, const Tensor& h, con
     const Tensor gram = at::empty({out, in}, x.options());
     const Tensor dx_tile = needs_x && size.shared_input ? at::empty({step, in}, x.options()) : Tensor();
     P* dw = data<P>(dws) + thread * out * in;
-    Tensor dw_matrix = matrix(dw, out, in);
+    const Tensor dw_matrix = matrix(dw, out, in);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t m = by_rows ? 0 : unit;
       const P* s_m = s.defined() ? data<P>(s) + m * out : nullptr;
@@ -166,19 +165,16 @@ Gradients block_backward(const Tensor& dh, const Tensor& x, const Tensor& h, con
         run.gate(data<A>(g), data<A>(gs), db, data<A>(dh) + row * out, data<A>(h) + row * out, s_m, rows, out, static_cast<P>(scale));
         const Tensor g_t = matrix(data<A>(g), rows, out).t(), xs_matrix = matrix(xs, rows, in);
         if (per_member) {
-          Tensor sum = gram;
-          if (chunk == 0) at::mm_out(sum, g_t, xs_matrix);
-          else at::addmm_out(sum, sum, g_t, xs_matrix);
+          product<A>(gram, g_t, xs_matrix, chunk > 0);
         } else if (std::is_same_v<P, A>) {
-          at::addmm_out(dw_matrix, dw_matrix, g_t, xs_matrix);
+          product<A>(dw_matrix, g_t, xs_matrix, true);
         } else {
-          Tensor sum = gram;
-          at::mm_out(sum, g_t, xs_matrix);
+          product<A>(gram, g_t, xs_matrix);
           run.combine(dw, nullptr, nullptr, data<A>(gram), data<P>(weight), nullptr, nullptr, out, in);
         }
         if (needs_x) {
-          Tensor dx = size.shared_input ? matrix(data<A>(dx_tile), rows, in) : matrix(data<A>(found.x) + row * in, rows, in);
-          at::mm_out(dx, matrix(data<A>(gs), rows, out), w);
+          const Tensor dx = size.shared_input ? matrix(data<A>(dx_tile), rows, in) : matrix(data<A>(found.x) + row * in, rows, in);
+          product<A>(dx, matrix(data<A>(gs), rows, out), w);
           if (size.shared_input) run.add_scaled(data<P>(dxs) + (thread * size.batch + first) * in, data<A>(dx), r_m, rows, in);
           else if (r_m) run.scale(data<A>(dx), data<A>(dx), r_m, rows, in);
         }
@@ -277,12 +273,17 @@ Tensor infer(const Tensor& x, const std::vector<std::array<Tensor, 4>>& blocks, 
     Sizes size{members, batch, weight.size(1), weight.size(0), sizes.empty() && x.size(0) == 1, bias.dim() == 1};
     width = std::max(width, size.outputs);
     sizes.push_back(size);
-    weights.push_back(weight.to(kind_of<A>()).t());
   }
   const auto tiles = tiles_of(members, batch, at::get_num_threads());
+  const int64_t most = most_rows(tiles);
+  for (const auto& [weight, r, s, bias] : blocks) {
+    const auto pays = [&, &weight = weight](bool transposed) { return onednn_pays(most, weight.size(0), weight.size(1), false, transposed); };
+    // Where rows are few, a product that finds the matrix the right way round is noticeably faster; in bf16, one that finds it cast.
+    const bool kept = std::is_same_v<A, Bf16> || (pays(false) && !pays(true));
+    weights.push_back(kept ? forms().transposed(weight, kind_of<A>()) : weight.t());
+  }
   at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
     Plain plain;
-    const int64_t most = most_rows(tiles);
     const auto options = x.options();
     const Tensor scratch = at::empty({most, width}, options), here = at::empty_like(scratch), there = at::empty_like(scratch);
     for (int64_t i = begin; i < end; ++i) {

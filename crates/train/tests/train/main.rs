@@ -6,6 +6,7 @@
 #![expect(clippy::float_cmp, reason = "bits are what these tests are about")]
 
 mod goldens;
+mod graph;
 mod metrics;
 mod report;
 mod resume;
