@@ -6,20 +6,25 @@
 //! ```text
 //! → {"ready": true, "outputs": [..], "loss": .., "gradient_norm": .., "threads": ..}
 //! ← (a line)
-//! → {"ms": [..], "floor_ms": .., "checksum": ..}      floor: the matrix products alone, plus memory that must move
+//! → {"ms": [..], "floor_ms": .., "checksum": ..}
 //! ← (end of input)
 //! → {"peak_mb": ..}
 //! ```
+//!
+//! The floor is the matrix products alone, plus memory that must move; the checksum that of the predictions, where weights
+//! stay as they are.
 #![expect(clippy::print_stdout, reason = "a command line program")]
 
 use std::io::BufRead;
 use std::time::Instant;
 
-use densely_benches::{CASES, Phase, WORKLOADS, Workload};
+use densely_benches::{Bench, CASES, Phase, WORKLOADS, Workload};
+use densely_core::weights::hex;
 use densely_core::{Device, Error, Result};
 use densely_torch_ext::cuda::Timer;
 use densely_train::peak_rss_mb;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 /// Milliseconds of `work`: by the clock, on a GPU by its own events.
@@ -142,6 +147,19 @@ fn measure_n(
     (0..n).map(|_| timed(device, work)).collect()
 }
 
+fn numbers(xs: &Tensor) -> Result<Vec<f64>> {
+    let xs = xs.to_device(tch::Device::Cpu).to_kind(Kind::Double);
+    Ok(Vec::try_from(xs)?)
+}
+
+fn checksum(predictions: &Tensor) -> Result<String> {
+    let mut digest = Sha256::new();
+    for y in numbers(predictions)? {
+        digest.update((y as f32).to_le_bytes());
+    }
+    Ok(hex(&digest.finalize()))
+}
+
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words.first().is_some_and(|word| word == "--list") {
@@ -176,12 +194,7 @@ fn main() -> Result<()> {
     let device = device.parse::<Device>()?.open()?;
 
     let mut bench = workload.build(rows, device, bf16)?;
-    let outputs: Vec<f64> = Vec::try_from(
-        bench
-            .infer()?
-            .to_device(tch::Device::Cpu)
-            .to_kind(Kind::Double),
-    )?;
+    let outputs = numbers(&bench.infer()?)?;
     let (loss, norm) = if phase == Phase::Train {
         bench.loss_and_gradient_norm()?
     } else {
@@ -193,11 +206,11 @@ fn main() -> Result<()> {
     } else {
         0
     };
-    let mut work = || match phase {
+    let work = |bench: &mut Bench| match phase {
         Phase::Train => bench.train_step(),
         Phase::Infer => bench.infer().map(|_| ()),
     };
-    measure(device, &mut work)?; // warm-up
+    measure(device, &mut || work(&mut bench))?; // warm-up
     let peak = peak_rss_mb();
     let mut floor = None;
     println!(
@@ -207,12 +220,16 @@ fn main() -> Result<()> {
     );
     for line in std::io::stdin().lock().lines() {
         line.map_err(Error::io("standard input"))?;
-        let ms = measure(device, &mut work)?;
+        let ms = measure(device, &mut || work(&mut bench))?;
+        let checksum = match phase {
+            Phase::Train => None,
+            Phase::Infer => Some(checksum(&bench.infer()?)?),
+        };
         let floor =
             floor.get_or_insert_with(|| Floor::new(workload, phase, rows, bf16, device, bytes));
         println!(
             "{}",
-            json!({"ms": ms, "floor_ms": floor.milliseconds(device)?})
+            json!({"ms": ms, "floor_ms": floor.milliseconds(device)?, "checksum": checksum})
         );
     }
     // The floor's own matrices are not ours.

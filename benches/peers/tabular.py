@@ -6,6 +6,7 @@ PEER is `eager` or `compiled`. Weights and rows come from the same seeds as ours
 gradient norm), then measures whenever a line arrives on standard input; see benches/examples/side.rs for the lines.
 """
 
+import hashlib
 import json
 import resource
 import sys
@@ -136,7 +137,9 @@ def main() -> None:
     measure(work, bench.device)  # warm-up
     say({"ready": True, "outputs": outputs[:64], "loss": loss, "gradient_norm": norm, "threads": torch.get_num_threads()})
     for _ in sys.stdin:
-        say({"ms": measure(work, bench.device)})
+        ms = measure(work, bench.device)
+        checksum = hashlib.sha256(bench.infer().cpu().numpy().tobytes()).hexdigest() if phase == "infer" else None
+        say({"ms": ms, "checksum": checksum})
     say({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
 
 

@@ -1,11 +1,13 @@
 """The yardstick: trains the reference packages `tabm` and `rtdl_num_embeddings` on exactly the arrays that Densely trains on.
 
-All figures again, from the root of the repository (2 processes of 1 thread each; about a quarter of an hour on two cores):
+All figures again, from the root of the repository (2 processes of 1 thread each; about three quarters of an hour on two cores):
 
-    for r in tabm-california tabm-ple-california mlp-california tabm-adult tabm-mini-adult mlp-adult; do
-        densely train crates/tabular/recipes/$r.toml --export exports/$r
+    for r in {tabm,tabm-ple,mlp}-california {tabm,tabm-mini,mlp}-adult tabm-{rossmann,flights,employment}-time; do
+        densely train crates/tabular/recipes/$r.toml --quick --export exports/$r
         python python/reference/train_tabm.py $r exports/$r
     done
+
+`densely` finds the rows with `--data-dir`; see docs/src/guide/recipes.md.
 
 Reads a folder with
     train.safetensors, valid.safetensors, test.safetensors:  x_num [N, n] f32 (preprocessed), x_cat [N, m] i64 (a category unseen in
@@ -22,6 +24,7 @@ dropout masks differ between this program and Densely's, because their random ge
 """
 
 import argparse
+import copy
 import importlib.metadata
 import json
 import math
@@ -36,6 +39,7 @@ import rtdl_num_embeddings
 import tabm
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
@@ -48,6 +52,9 @@ RECIPES: dict[str, dict] = {
     "tabm-adult": {"model": "tabm", "lr": 3e-3, "max_epochs": 12},
     "tabm-mini-adult": {"model": "tabm-mini", "lr": 3e-3, "max_epochs": 12},
     "mlp-adult": {"model": "mlp", "lr": 1e-3, "max_epochs": 15},
+    "tabm-rossmann-time": {"model": "tabm", "lr": 5e-3, "max_epochs": 24, "patience": 16},
+    "tabm-flights-time": {"model": "tabm", "lr": 2e-3, "max_epochs": 6, "patience": 3, "batch_size": 1024, "metric": "roc_auc"},
+    "tabm-employment-time": {"model": "tabm", "lr": 2e-3, "max_epochs": 6, "patience": 3, "batch_size": 1024, "metric": "roc_auc"},
 }
 
 # Seeds, where three understate the spread: the MLP is cheap, and three seeds of TabM-mini hit the same number of test rows.
@@ -102,19 +109,27 @@ def loss_of(ys: torch.Tensor, target: torch.Tensor, regression: bool) -> torch.T
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, part: dict, meta: dict) -> float:
-    """RMSE in the target's own units, or accuracy, of the averaged prediction."""
+def evaluate(model: nn.Module, part: dict, meta: dict, metric: str) -> float:
+    """RMSE in the target's own units, accuracy, or area under the ROC curve, of the averaged prediction."""
     model.eval()
     inputs = {name: part[name] for name in ("x_num", "x_cat") if name in part}
     ys = torch.cat([model(**{name: xs[i : i + 1024] for name, xs in inputs.items()}) for i in range(0, len(part["y"]), 1024)])
-    if meta["task"] == "regression":
+    if metric == "rmse":
         # The mean commutes with undoing the standardisation.
         error = (ys.squeeze(-1).double().mean(1) - part["y"].double()) * meta["target_std"]
         return error.square().mean().sqrt().item()
-    return (ys.double().softmax(-1).mean(1).argmax(-1) == part["y"]).double().mean().item()
+    probabilities = ys.double().softmax(-1).mean(1)
+    if metric == "roc_auc":
+        return float(roc_auc_score(part["y"].numpy(), probabilities[:, 1].numpy()))
+    return (probabilities.argmax(-1) == part["y"]).double().mean().item()
 
 
-def train(folder: Path, settings: dict, seed: int, threads: int, verbose: bool) -> dict:
+def metric_of(settings: dict, meta: dict) -> str:
+    return settings.get("metric") or ("rmse" if meta["task"] == "regression" else "accuracy")
+
+
+def train(folder: Path, settings: dict, seed: int, threads: int, verbose: bool, keep: bool = False) -> dict:
+    """What one seed reached; with `keep` also the model of the best epoch."""
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", message=".*just two bin edges")
     meta = json.loads((folder / "meta.json").read_text())
@@ -128,7 +143,8 @@ def train(folder: Path, settings: dict, seed: int, threads: int, verbose: bool) 
     model = build(settings, n_num, meta["cat_cardinalities"], d_out, rows.get("x_num"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"])
     started = time.perf_counter()
-    best, best_epoch, test, step_seconds = -math.inf, -1, math.nan, []
+    best, best_epoch, test, step_seconds, weights = -math.inf, -1, math.nan, [], None
+    metric = metric_of(settings, meta)
     for epoch in range(settings["max_epochs"]):
         model.train()
         for index in torch.randperm(len(rows["y"])).split(settings["batch_size"]):
@@ -140,15 +156,20 @@ def train(folder: Path, settings: dict, seed: int, threads: int, verbose: bool) 
             nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
             optimizer.step()
             step_seconds.append(time.perf_counter() - begun)
-        value = evaluate(model, parts["valid"], meta)
-        score = -value if regression else value
+        value = evaluate(model, parts["valid"], meta, metric)
+        score = -value if metric == "rmse" else value
         if score > best:
-            best, best_epoch, test = score, epoch, evaluate(model, parts["test"], meta)
+            best, best_epoch, test = score, epoch, evaluate(model, parts["test"], meta, metric)
+            weights = copy.deepcopy(model.state_dict()) if keep else None
         if verbose:
             print(f"  seed {seed} epoch {epoch + 1}: valid {value:.5f}, test at best {test:.5f}", flush=True)
         if epoch - best_epoch >= settings["patience"]:
             break
-    return {
+    kept = {}
+    if keep:
+        model.load_state_dict(weights)
+        kept["model"] = model.eval()
+    return kept | {
         "seed": seed,
         "value": test,
         "valid": abs(best),
@@ -184,15 +205,15 @@ def main() -> None:
         runs = pool.starmap(train, jobs, chunksize=1)
     values = [run["value"] for run in runs]
     meta = json.loads((args.folder / "meta.json").read_text())
-    regression = meta["task"] == "regression"
+    metric = metric_of(settings, meta)
     packages = ("tabm", "rtdl_num_embeddings", "torch")
     result = {
         "recipe": args.recipe,
         "size": "quick",
         "package": "tabm",
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name).split("+")[0] for name in packages},
-        "metric": "rmse" if regression else "accuracy",
-        "direction": "lower" if regression else "higher",
+        "metric": metric,
+        "direction": "lower" if metric == "rmse" else "higher",
         "rows": {name: len(load_file(args.folder / f"{name}.safetensors")["y"]) for name in ("train", "valid", "test")},
         "seeds": runs,
         "mean": statistics.fmean(values),

@@ -340,6 +340,8 @@ pub fn fit(
 
     let budget = (train.time_budget > 0.0).then(|| Duration::from_secs_f64(train.time_budget));
     let over = || budget.is_some_and(|budget| start.elapsed() >= budget);
+    // The first step of a process shows which parameters get gradients: a recording has to know.
+    let mut first = true;
     while !run.progress().finished
         && run.progress().epoch < train.epochs
         && !run.should_stop()
@@ -366,8 +368,16 @@ pub fn fit(
                 let (y, weight) = (target(batch, order)?, batch.weight.as_ref());
                 Ok::<_, Error>(task::members_loss(&ys, &y, weight, prepared.task))
             };
-            let (loss, norm) = if let Some(graph) = &mut graph {
-                optimizer.stage()?;
+            if graph.is_some()
+                && !first
+                && let Err(error) = optimizer.stage()
+            {
+                tracing::warn!("steps run one operation at a time: {error}");
+                graph = None;
+            }
+            let recorded = graph.as_mut().filter(|_| !first);
+            first = false;
+            let (loss, norm) = if let Some(graph) = recorded {
                 let mut work = |inputs: &[Option<Tensor>]| {
                     let loss = forward(&Batch::of(inputs))?;
                     optimizer.zero_grad()?;

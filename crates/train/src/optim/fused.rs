@@ -101,10 +101,7 @@ impl Optimizer {
                 .iter()
                 .map(|index| &self.slots[*index])
                 .collect();
-            let params: Vec<Tensor> = slots
-                .iter()
-                .map(|slot| slot.param.shallow_clone())
-                .collect();
+            let params = params_of(slots.iter().copied());
             let grads: Vec<Tensor> = params.iter().map(Tensor::grad).collect();
             if let Some((slot, _)) = slots.iter().zip(&grads).find(|(_, grad)| !grad.defined()) {
                 return Err(Error::Unsupported {
@@ -161,10 +158,7 @@ pub(super) fn fused_step(
     }
     for ((lr_scale, weight_decay, steps, _), group) in groups {
         let (mut slots, grads): (Vec<&mut Slot>, Vec<Tensor>) = group.into_iter().unzip();
-        let params: Vec<Tensor> = slots
-            .iter()
-            .map(|slot| slot.param.shallow_clone())
-            .collect();
+        let params = params_of(slots.iter().map(|slot| &**slot));
         // Slots that have made as many steps have all a buffer, or none has.
         let buffered = slots.iter().all(|slot| slot.first.is_some());
         let (mut first, mut second) = (Vec::new(), Vec::new());
@@ -190,6 +184,10 @@ pub(super) fn fused_step(
         )?;
     }
     Ok(())
+}
+
+fn params_of<'a>(slots: impl Iterator<Item = &'a Slot>) -> Vec<Tensor> {
+    slots.map(|slot| slot.param.shallow_clone()).collect()
 }
 
 /// What parameters of one fused call share beside the optimiser's own settings.

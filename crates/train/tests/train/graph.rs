@@ -47,6 +47,27 @@ impl Trial {
         Ok([loss.detach(), self.optimizer.clip_grad_norm(0.5)?])
     }
 
+    /// A whole step, through a recording where there is one.
+    fn staged(
+        &mut self,
+        graph: Option<&mut StepGraph>,
+        inputs: &[Option<Tensor>],
+    ) -> Result<Vec<Tensor>> {
+        self.optimizer.stage()?;
+        let mut work = |inputs: &[Option<Tensor>]| {
+            let [Some(x), Some(y)] = inputs else {
+                panic!("two inputs")
+            };
+            let outputs = self.backward(x, y)?;
+            self.optimizer.apply()?;
+            Ok(outputs.into())
+        };
+        match graph {
+            Some(graph) => graph.run(inputs, &mut work),
+            None => work(inputs),
+        }
+    }
+
     fn values(&self) -> Vec<Tensor> {
         let state = self.optimizer.state().into_values();
         weights::named(&self.vs)
@@ -76,18 +97,7 @@ fn train(optim: &str, graph: Option<&mut StepGraph>) -> Result<Vec<Tensor>> {
                 trial.optimizer.step()?;
                 outputs.into_iter().collect::<Vec<_>>()
             }
-            Some(graph) => {
-                trial.optimizer.stage()?;
-                let mut work = |inputs: &[Option<Tensor>]| {
-                    let [Some(x), Some(y)] = inputs else {
-                        panic!("two inputs")
-                    };
-                    let outputs = trial.backward(x, y)?;
-                    trial.optimizer.apply()?;
-                    Ok(outputs.into())
-                };
-                seeded(step, || graph.run(&[Some(x), Some(y)], &mut work))?
-            }
+            Some(graph) => seeded(step, || trial.staged(Some(graph), &[Some(x), Some(y)]))?,
         });
     }
     said.extend(trial.values());
@@ -128,6 +138,18 @@ fn a_step_that_cannot_be_repeated_is_refused_with_the_reason() -> Result<()> {
     );
     assert!(StepGraph::new(Device::Cpu).is_err_and(|e| e.to_string().contains("CUDA")));
 
+    // A plain step that left some parameters out, as a first step does where they get no gradient.
+    let mut trial = Trial::new(r#"{"name":"adamw","lr":0.05}"#)?;
+    let bias = weights::named(&trial.vs).remove("a.bias").expect("a bias");
+    bias.sum(Kind::Float).f_backward()?;
+    trial.optimizer.step()?;
+    assert!(
+        trial
+            .optimizer
+            .stage()
+            .is_err_and(|e| e.to_string().contains("numbers of steps"))
+    );
+
     // Parameters that stand at different steps.
     let mut trial = Trial::new(r#"{"name":"adamw","lr":0.05}"#)?;
     let (x, y) = (
@@ -163,20 +185,7 @@ fn recorded_steps_follow_plain_ones_on_a_gpu() -> Result<()> {
         for step in 0..20 {
             let x = seeded(step, || Tensor::randn([8, 5], (Kind::Float, device)));
             let y = x.sum_dim_intlist(1, false, Kind::Float);
-            trial.optimizer.stage()?;
-            let mut work = |inputs: &[Option<Tensor>]| {
-                let [Some(x), Some(y)] = inputs else {
-                    panic!("two inputs")
-                };
-                let outputs = trial.backward(x, y)?;
-                trial.optimizer.apply()?;
-                Ok(outputs.into())
-            };
-            let inputs = [Some(x), Some(y)];
-            let outputs = seeded(step, || match &mut graph {
-                Some(graph) => graph.run(&inputs, &mut work),
-                None => work(&inputs),
-            })?;
+            let outputs = seeded(step, || trial.staged(graph.as_mut(), &[Some(x), Some(y)]))?;
             losses.push(outputs[0].double_value(&[]));
         }
         assert!(graph.is_none_or(|graph| graph.recorded()));
