@@ -16,6 +16,7 @@ use serde::Deserialize;
 use self::page::{Entry, Ratio, publish, quantile, rows, sorted};
 use self::side::{Ready, Round, Side, agree, same_predictions};
 use crate::goldens;
+use crate::models;
 use crate::reproduce::cpu_name;
 use crate::setup;
 use crate::shell;
@@ -99,8 +100,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut command = shell::cargo(&[
         "bench",
-        "--package",
-        "densely-benches",
+        "--workspace",
+        "--bench",
+        "tabular",
         "--profile",
         "dev",
         "--",
@@ -117,13 +119,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 fn compare(arguments: &Arguments) -> Result<()> {
     let python = goldens::python()?;
-    let example = ["--package", "densely-benches", "--example", "side"];
-    shell::run(shell::cargo(&["build"]).args(example))?;
-    let side = || {
-        let mut command = shell::cargo(&["run", "--quiet"]);
-        command.args(example).arg("--");
-        command
-    };
+    models::build("--example", "side")?;
+    let side = || models::example("side");
     let listed = shell::output(side().arg("--list"))?;
     let cases = listed
         .lines()

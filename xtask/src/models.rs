@@ -59,13 +59,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Builds the `densely` program with the profile of the tests.
 pub(crate) fn build_program() -> Result<()> {
+    build("--bin", "densely").context("the densely program does not build")
+}
+
+/// Builds one target as the tests do: with the whole workspace chosen, crates have the same features and none is compiled twice.
+pub(crate) fn build(kind: &str, name: &str) -> Result<()> {
     shell::run(&mut shell::cargo(&[
         "build",
         "--quiet",
-        "--package",
-        "densely",
+        "--workspace",
+        kind,
+        name,
     ]))
-    .context("the densely program does not build")
+}
+
+/// An example that [`build`] has built.
+pub(crate) fn example(name: &str) -> std::process::Command {
+    let mut command = shell::command(program_path().with_file_name("examples").join(name));
+    shell::with_library_path(&mut command);
+    command
 }
 
 /// The `densely` program of this checkout.

@@ -65,7 +65,7 @@ fn main() -> Result<()> {
             "preset": "mlp", "config": { "n_blocks": 2, "d_block": 64, "dropout": 0.0 }, "embedding": embedding,
         }))
         .map_err(|e| Error::config("model", e.to_string()))?;
-        options.settings.train.epochs = 40;
+        options.settings.train.epochs = 25;
         options.settings.train.batch_size = 128;
         let mut size = 0;
         let model = Tabular::fit_observed(&table, &options, &mut |event| {

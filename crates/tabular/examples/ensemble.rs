@@ -39,7 +39,7 @@ fn made_table(rows: i64, seed: i64) -> Result<(Table, Tensor)> {
 }
 
 fn main() -> Result<()> {
-    let (table, _) = made_table(1500, 1)?;
+    let (table, _) = made_table(1000, 1)?;
     let (unseen, targets) = made_table(2000, 2)?;
     println!(
         "{:<6} {:>22}  {:>8}",
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
                 "preset": preset, "config": { "n_blocks": 2, "d_block": 64 },
             }))
             .map_err(|e| Error::config("model", e.to_string()))?;
-            options.settings.train.epochs = 20;
+            options.settings.train.epochs = 15;
             options.settings.train.batch_size = 128;
             let predictions = Tabular::fit(&table, &options)?.predict(&unseen)?;
             runs.push(Tensor::from_slice(&predictions.values));

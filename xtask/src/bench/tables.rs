@@ -78,8 +78,7 @@ struct Said {
 pub(super) fn flights(threads: &[u32], rounds: u32) -> Result<()> {
     let python = goldens::python()?;
     models::build_program()?;
-    let example = ["--package", "densely-benches", "--example", "flights"];
-    shell::run(shell::cargo(&["build"]).args(example))?;
+    models::build("--example", "flights")?;
     let data = dataset::find("nyc-flights")?.get(false)?;
     let folder = Scratch::new(&shell::root().join("target"), "bench-flights")?;
     let recipe = shell::root().join(FLIGHTS);
@@ -94,13 +93,8 @@ pub(super) fn flights(threads: &[u32], rounds: u32) -> Result<()> {
     for &threads in threads {
         let mut sides = Vec::new();
         for model in OURS {
-            let mut command = shell::cargo(&["run", "--quiet"]);
-            command
-                .args(example)
-                .arg("--")
-                .arg(&recipe)
-                .arg(&data)
-                .arg(model);
+            let mut command = models::example("flights");
+            command.arg(&recipe).arg(&data).arg(model);
             sides.push((format!("Densely {model}"), command));
         }
         for peer in PEERS {
