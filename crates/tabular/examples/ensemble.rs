@@ -15,19 +15,19 @@ use densely_tabular::{Options, Tabular, ensemble};
 use densely_train::metrics;
 use serde_json::json;
 
-/// A noisy sum of bumps of five numbers, and the targets without the noise.
+/// A noisy sum of bumps of three numbers, and the targets without the noise.
 fn made_table(rows: i64, seed: i64) -> Result<(Table, Tensor)> {
     let double = (Kind::Double, tch::Device::Cpu);
     let (x, noise) = seeded(seed, || {
         (
-            Tensor::randn([rows, 5], double),
+            Tensor::randn([rows, 3], double),
             Tensor::randn([rows], double),
         )
     });
-    let clean = (&x * 2.0).sin().sum_dim_intlist(1, false, Kind::Double);
+    let clean = (&x * 1.5).sin().sum_dim_intlist(1, false, Kind::Double);
     let noisy = &clean + noise;
     let mut columns: Vec<(String, ArrayRef)> = Vec::new();
-    for (name, xs) in (0..5)
+    for (name, xs) in (0..3)
         .map(|i| (format!("x{i}"), x.select(1, i)))
         .chain([("y".to_owned(), noisy)])
     {
@@ -51,11 +51,11 @@ fn main() -> Result<()> {
             let mut options = Options::new("y");
             options.seed = seed;
             options.settings.model = serde_json::from_value(json!({
-                "preset": preset, "config": { "n_blocks": 2, "d_block": 64 },
+                "preset": preset, "config": { "n_blocks": 2, "d_block": 32 },
             }))
             .map_err(|e| Error::config("model", e.to_string()))?;
             options.settings.train.epochs = 15;
-            options.settings.train.batch_size = 128;
+            options.settings.train.batch_size = 64;
             let predictions = Tabular::fit(&table, &options)?.predict(&unseen)?;
             runs.push(Tensor::from_slice(&predictions.values));
         }
