@@ -53,7 +53,7 @@ RECIPES: dict[str, dict] = {
     "tabm-mini-adult": {"model": "tabm-mini", "lr": 3e-3, "max_epochs": 12},
     "mlp-adult": {"model": "mlp", "lr": 1e-3, "max_epochs": 15},
     "tabm-rossmann-time": {"model": "tabm", "lr": 5e-3, "max_epochs": 24, "patience": 16},
-    "tabm-flights-time": {"model": "tabm", "lr": 2e-3, "max_epochs": 6, "patience": 3, "batch_size": 1024, "metric": "roc_auc"},
+    "tabm-flights-time": {"model": "tabm", "lr": 1e-3, "max_epochs": 6, "patience": 3, "batch_size": 1024, "metric": "roc_auc"},
     "tabm-employment-time": {"model": "tabm", "lr": 2e-3, "max_epochs": 6, "patience": 3, "batch_size": 1024, "metric": "roc_auc"},
 }
 

@@ -109,6 +109,13 @@ fn scripts(filter: Option<&str>) -> Result<Vec<PathBuf>> {
 /// `$DENSELY_PYTHON`, else an environment in the cache that is made from python/requirements.txt.
 pub(crate) fn python() -> Result<PathBuf> {
     if let Some(python) = shell::variable("DENSELY_PYTHON") {
+        let found = "import importlib.util as i, sys; sys.exit(not all(map(i.find_spec, ('torch', 'tabm'))))";
+        if shell::probe(&python.to_string_lossy(), &["-c", found]).is_none() {
+            bail!(
+                "DENSELY_PYTHON names {}, which is no Python with the reference packages; install python/requirements.txt there, or unset the variable",
+                python.display()
+            );
+        }
         return Ok(PathBuf::from(python));
     }
     let requirements = shell::root().join("python").join("requirements.txt");

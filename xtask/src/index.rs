@@ -36,6 +36,11 @@ pub(crate) fn write_pages(result: &Reproduction, plots: &[String]) -> Result<()>
         cache::write(&folder.join(&link), &bytes)?;
         links.push(link);
     }
+    write(result, &stem, &links)
+}
+
+fn write(result: &Reproduction, stem: &str, links: &[String]) -> Result<()> {
+    let folder = pages();
     let json = serde_json::to_string_pretty(result)?;
     cache::write(
         &folder.join(format!("{stem}.json")),
@@ -43,8 +48,20 @@ pub(crate) fn write_pages(result: &Reproduction, plots: &[String]) -> Result<()>
     )?;
     cache::write(
         &folder.join(format!("{stem}.md")),
-        page::page(result, &links).as_bytes(),
+        page::page(result, links).as_bytes(),
     )
+}
+
+/// Writes the page of a result that [`kept`] gave, with the plots that it shows.
+pub(crate) fn write_page_again(result: &Reproduction) -> Result<()> {
+    let path = pages().join(format!("{}.md", result.stem));
+    let old = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", shell::shown(&path)))?;
+    let plots = old.lines().filter_map(|line| {
+        let (_, link) = line.strip_prefix("![")?.split_once("](")?;
+        link.strip_suffix(')').map(str::to_owned)
+    });
+    write(result, &result.stem, &plots.collect::<Vec<_>>())
 }
 
 /// `<name>`; but a smaller size never takes the place of the full one: then `<name>-<size>`.
@@ -66,6 +83,27 @@ const INTRODUCTION: &str = "# Reproduction\n\n`cargo xtask reproduce` writes the
 /// The table of all reproductions, and their pages in the book's summary.
 pub(crate) fn write_index() -> Result<()> {
     let folder = pages();
+    let results = kept()?;
+    let index = folder.join("README.md");
+    let old = std::fs::read_to_string(&index)
+        .unwrap_or_else(|_| format!("{INTRODUCTION}\n{BEGIN}\n{END}\n"));
+    cache::write(
+        &index,
+        with_table(&old, &page::table(&results, true)).as_bytes(),
+    )?;
+    let summary = shell::root().join("docs").join("src").join("SUMMARY.md");
+    if let Ok(old) = std::fs::read_to_string(&summary) {
+        let new = with_pages(&old, &results);
+        if new != old {
+            cache::write(&summary, new.as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Every result that has a page.
+pub(crate) fn kept() -> Result<Vec<Reproduction>> {
+    let folder = pages();
     let mut results = Vec::new();
     for path in shell::walk(&folder, &["plots"])? {
         if path.extension().is_some_and(|ending| ending == "json") {
@@ -82,21 +120,7 @@ pub(crate) fn write_index() -> Result<()> {
             results.push(result);
         }
     }
-    let index = folder.join("README.md");
-    let old = std::fs::read_to_string(&index)
-        .unwrap_or_else(|_| format!("{INTRODUCTION}\n{BEGIN}\n{END}\n"));
-    cache::write(
-        &index,
-        with_table(&old, &page::table(&results, true)).as_bytes(),
-    )?;
-    let summary = shell::root().join("docs").join("src").join("SUMMARY.md");
-    if let Ok(old) = std::fs::read_to_string(&summary) {
-        let new = with_pages(&old, &results);
-        if new != old {
-            cache::write(&summary, new.as_bytes())?;
-        }
-    }
-    Ok(())
+    Ok(results)
 }
 
 /// `text` with the table between the markers, or at its end where it has none.

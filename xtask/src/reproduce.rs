@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// Only list the recipes.
     #[arg(long)]
     list: bool,
+    /// Write the pages of kept results again, with the reference's figures as they are now; trains nothing.
+    #[arg(long, conflicts_with_all = ["list", "quick", "smoke"])]
+    pages: bool,
     /// The smaller size that fits two CPU cores in minutes, on real data.
     #[arg(long, conflicts_with = "smoke")]
     quick: bool,
@@ -68,6 +71,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.list {
         list(&recipes);
         return Ok(());
+    }
+    if arguments.pages {
+        return write_pages_again(&arguments.names, &recipes);
     }
     setup::ensure()?;
     models::build_program()?;
@@ -298,16 +304,12 @@ fn assemble(
     let head = &recipe.head;
     let size = arguments.size();
     let mut notes = Vec::new();
-    let yardstick = yardstick(recipe, size, &mut notes)?;
     let mut metrics = BTreeMap::new();
     for (name, measured) in &outcome.metrics {
         let published = head
             .published
             .as_ref()
             .filter(|published| published.metric == *name);
-        let reference = yardstick
-            .as_ref()
-            .filter(|yardstick| yardstick.metric == *name);
         let metric = Metric {
             direction: measured.direction.clone(),
             published: published.map(|p| PublishedValue {
@@ -315,17 +317,7 @@ fn assemble(
                 source: p.source.clone(),
                 tolerance: p.tolerance,
             }),
-            reference: reference.map(|r| Reference {
-                package: r.package.clone(),
-                version: r
-                    .versions
-                    .get(&r.package)
-                    .cloned()
-                    .unwrap_or_else(|| "unknown".to_owned()),
-                seeds: r.seeds.clone(),
-                mean: r.mean,
-                sd: r.sd,
-            }),
+            reference: None,
             ours: Ours {
                 seeds: measured.seeds.clone(),
                 mean: measured.mean,
@@ -345,23 +337,11 @@ fn assemble(
         };
         notes.push(format!("Published: {} ({remark}).", published.source));
     }
-    if let Some(yardstick) = &yardstick {
-        let versions: Vec<String> = yardstick
-            .versions
-            .iter()
-            .map(|(name, version)| format!("{name} {version}"))
-            .collect();
-        notes.push(format!(
-            "Reference: the package {} on the same rows, preprocessing and settings ({}).",
-            yardstick.package,
-            versions.join(", ")
-        ));
-    }
     let mut command = format!("cargo xtask reproduce {}", head.name);
     if size != "full" {
         command = format!("{command} --{size}");
     }
-    Ok(Reproduction {
+    let mut result = Reproduction {
         name: head.name.clone(),
         title: head.title.clone(),
         size: size.to_owned(),
@@ -379,7 +359,63 @@ fn assemble(
         comparison: outcome.comparison.clone(),
         notes,
         stem: head.name.clone(),
-    })
+    };
+    put_reference(&mut result, recipe)?;
+    Ok(result)
+}
+
+/// Puts the committed figures of the reference beside ours, in the place of those that stood there.
+fn put_reference(result: &mut Reproduction, recipe: &Recipe) -> Result<()> {
+    result.notes.retain(|note| !note.starts_with("Reference:"));
+    let yardstick = yardstick(recipe, &result.size, &mut result.notes)?;
+    for (name, metric) in &mut result.metrics {
+        let of_metric = yardstick
+            .as_ref()
+            .filter(|yardstick| yardstick.metric == *name);
+        metric.reference = of_metric.map(|r| Reference {
+            package: r.package.clone(),
+            version: r
+                .versions
+                .get(&r.package)
+                .cloned()
+                .unwrap_or_else(|| "unknown".to_owned()),
+            seeds: r.seeds.clone(),
+            mean: r.mean,
+            sd: r.sd,
+        });
+    }
+    if let Some(yardstick) = &yardstick {
+        let versions: Vec<String> = yardstick
+            .versions
+            .iter()
+            .map(|(name, version)| format!("{name} {version}"))
+            .collect();
+        result.notes.push(format!(
+            "Reference: the package {} on the same rows, preprocessing and settings ({}).",
+            yardstick.package,
+            versions.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// Writes the pages of kept results again, with the reference's figures as they are now; nothing is trained.
+fn write_pages_again(names: &[String], recipes: &[Recipe]) -> Result<()> {
+    let mut written = 0;
+    for mut result in index::kept()? {
+        let recipe = recipes
+            .iter()
+            .find(|recipe| recipe.head.name == result.name);
+        let wanted = names.is_empty() || names.contains(&result.name);
+        if let Some(recipe) = recipe.filter(|_| wanted) {
+            put_reference(&mut result, recipe)?;
+            index::write_page_again(&result)?;
+            written += 1;
+        }
+    }
+    index::write_index()?;
+    say!("{written} pages in docs/src/reproduction are written again");
+    Ok(())
 }
 
 /// The reference's figures, when there are any of the same size.

@@ -1,7 +1,7 @@
 //! Load on a server of `densely serve`: clients that keep their connection and send one request after the other.
 //!
 //! ```sh
-//! cargo run --package densely --example load_serve -- 127.0.0.1:8080 64 60 request.json
+//! cargo run --example load_serve -- 127.0.0.1:8080 64 60 request.json
 //! ```
 //!
 //! Arguments: address, clients, seconds, a file with the body, and (optionally) how many rows the body has, for the

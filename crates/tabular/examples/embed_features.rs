@@ -1,6 +1,6 @@
 //! Embeddings of numerical features: the same MLP on raw numbers and behind each embedding, on a function that raw numbers make hard.
 //!
-//! Run with `cargo run -p densely-tabular --example embed_features`. In a recipe the embedding stands in `[model.embedding]`, on the
+//! Run with `cargo run --example embed_features`. In a recipe the embedding stands in `[model.embedding]`, on the
 //! command line it is `densely tabular fit --embedding`.
 #![expect(clippy::print_stdout, reason = "an example talks")]
 

@@ -1,6 +1,6 @@
 //! Ensembles: five runs that differ by their seed, alone and averaged, for an MLP and for TabM, which is an ensemble by itself.
 //!
-//! Run with `cargo run -p densely-tabular --example ensemble`. A recipe with five seeds or more prints the scores of its ensembles
+//! Run with `cargo run --example ensemble`. A recipe with five seeds or more prints the scores of its ensembles
 //! without being asked.
 #![expect(clippy::print_stdout, reason = "an example talks")]
 

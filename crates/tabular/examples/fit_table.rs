@@ -1,6 +1,6 @@
 //! Fits a table from a file to predictions with the run folder, as `densely tabular fit` does, from Rust.
 //!
-//! Run with `cargo run -p densely-tabular --example fit_table [-- TABLE.csv TARGET]`; without arguments on a made table.
+//! Run with `cargo run --example fit_table [-- TABLE.csv TARGET]`; without arguments on a made table.
 #![expect(clippy::print_stdout, reason = "an example talks")]
 
 use std::fmt::Write;

@@ -1,6 +1,6 @@
 //! Loads a TabReD folder, looks at it, and fits a small TabM on its split.
 //!
-//! Run with `cargo run -p densely-tabular --example load_tabred [-- FOLDER [SPLIT]]`; without arguments on a made folder.
+//! Run with `cargo run --example load_tabred [-- FOLDER [SPLIT]]`; without arguments on a made folder.
 #![expect(clippy::print_stdout, reason = "an example talks")]
 
 use std::path::{Path, PathBuf};

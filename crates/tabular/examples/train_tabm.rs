@@ -1,6 +1,6 @@
 //! Trains TabM and a plain MLP on a made table and compares them: the whole loop in forty lines, with nothing hidden.
 //!
-//! Run with `cargo run -p densely-tabular --example train_tabm`. For tables of your own see `densely tabular fit`.
+//! Run with `cargo run --example train_tabm`. For tables of your own see `densely tabular fit`.
 #![expect(clippy::print_stdout, reason = "an example talks")]
 
 use densely_core::{Device, Result, nn, seeded, tch};
