@@ -9,6 +9,7 @@ use densely_core::{Error, Result};
 use densely_data::{Dataset, Table};
 use densely_train::machine::peak_rss_mb;
 use densely_train::metrics::Metric;
+use forust_ml::metric::Metric as Loss;
 use forust_ml::objective::ObjectiveType;
 use forust_ml::{GradientBooster, Matrix};
 use serde::{Deserialize, Serialize};
@@ -189,12 +190,14 @@ fn grow(
     (task, seed): (Task, u64),
     settings: &TreesSettings,
 ) -> Result<GradientBooster> {
-    let objective = match task {
-        Task::Regression => ObjectiveType::SquaredLoss,
-        _ => ObjectiveType::LogLoss,
+    // The crate would stop a regression by the error of logarithms, which is no number for negative targets.
+    let (objective, watched_metric) = match task {
+        Task::Regression => (ObjectiveType::SquaredLoss, Loss::RootMeanSquaredError),
+        _ => (ObjectiveType::LogLoss, Loss::LogLoss),
     };
     let mut booster = GradientBooster::default()
         .set_objective_type(objective)
+        .set_evaluation_metric(Some(watched_metric))
         .set_iterations(settings.trees)
         .set_learning_rate(settings.learning_rate)
         .set_max_depth(depth)
