@@ -52,7 +52,7 @@ def lightgbm(folder: Path, threads: int):
     model = package.LGBMClassifier(n_estimators=MOST_TREES, learning_rate=0.1, n_jobs=threads, random_state=0, verbose=-1)
     stop = package.early_stopping(PATIENCE, verbose=False)
     begin = time.perf_counter()
-    model.fit(*train, eval_set=[valid], eval_metric="auc", callbacks=[stop])
+    model.fit(*train, eval_X=valid[0], eval_y=valid[1], eval_metric="auc", callbacks=[stop])
     seconds = time.perf_counter() - begin
     return seconds, lambda: model.predict_proba(test[0])[:, 1], test[1]
 
