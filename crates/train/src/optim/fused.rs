@@ -120,7 +120,6 @@ impl Optimizer {
                 moment(|slot| slot.first.as_ref()),
                 moment(|slot| slot.second.as_ref()),
             );
-            let counts: Vec<Tensor> = params.iter().map(|_| group.steps.shallow_clone()).collect();
             let numbers = Numbers {
                 lr: lists::Rate::Device(&group.lr),
                 weight_decay: group.weight_decay,
@@ -132,7 +131,7 @@ impl Optimizer {
                 &params,
                 &grads,
                 [&first, &second],
-                &counts,
+                &group.steps,
             )?;
         }
         Ok(())
@@ -168,20 +167,12 @@ pub(super) fn fused_step(
             second.extend(two);
         }
         let count = Tensor::f_full([], steps as f64, (Kind::Float, params[0].device()))?;
-        let counts: Vec<Tensor> = params.iter().map(|_| count.shallow_clone()).collect();
         let numbers = Numbers {
             lr: lists::Rate::Number(lr * f64::from_bits(lr_scale)),
             weight_decay: f64::from_bits(weight_decay),
             first: !buffered,
         };
-        fused_call(
-            config,
-            &numbers,
-            &params,
-            &grads,
-            [&first, &second],
-            &counts,
-        )?;
+        fused_call(config, &numbers, &params, &grads, [&first, &second], &count)?;
     }
     Ok(())
 }
@@ -204,7 +195,7 @@ fn fused_call(
     params: &[Tensor],
     grads: &[Tensor],
     moments: [&[Tensor]; 2],
-    counts: &[Tensor],
+    count: &Tensor,
 ) -> Result<()> {
     let &Numbers {
         lr,
@@ -221,7 +212,8 @@ fn fused_call(
                 eps: *eps,
                 decoupled: matches!(config, OptimConfig::AdamW(_)),
             };
-            lists::fused_adam(params, grads, moments, counts, &step)
+            let counts: Vec<Tensor> = params.iter().map(|_| count.shallow_clone()).collect();
+            lists::fused_adam(params, grads, moments, &counts, &step)
         }
         OptimConfig::Sgd(c) => {
             let step = lists::SgdStep {
