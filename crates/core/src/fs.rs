@@ -42,6 +42,25 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| file.write_all(bytes).map_err(Error::io(path)))
 }
 
+/// Refuses an `output` that is one of the files that are read: writing it would lose them.
+///
+/// # Errors
+/// [`Error::Config`] with the name of the setting, `field`.
+pub fn refuse_overwriting(field: &str, output: &Path, inputs: &[&Path]) -> Result<()> {
+    // A path that does not resolve is no file yet, or is reported by whoever opens it.
+    let Ok(target) = output.canonicalize() else {
+        return Ok(());
+    };
+    let is_target = |input: &&&Path| input.canonicalize().is_ok_and(|input| input == target);
+    match inputs.iter().find(is_target) {
+        None => Ok(()),
+        Some(input) => {
+            let reason = format!("would overwrite {}, which is read", input.display());
+            Err(Error::config(field, reason))
+        }
+    }
+}
+
 /// Makes the rename or removal of `path` durable by flushing its folder.
 ///
 /// # Errors
@@ -86,6 +105,24 @@ mod tests {
             1
         );
         Ok(())
+    }
+
+    #[test]
+    fn an_input_is_no_output() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+        let (input, other) = (folder.path().join("a.csv"), folder.path().join("b.csv"));
+        write(&input, b"x")?;
+        let roundabout = folder.path().join(".").join("a.csv");
+        for same in [&input, &roundabout] {
+            let error = refuse_overwriting("out", same, &[&other, &input]).expect_err("the input");
+            assert!(
+                error.to_string().contains("a.csv, which is read"),
+                "{error}"
+            );
+        }
+        refuse_overwriting("out", &other, &[&input])?;
+        write(&other, b"y")?;
+        refuse_overwriting("out", &other, &[&input])
     }
 
     #[test]

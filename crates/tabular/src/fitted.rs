@@ -47,11 +47,19 @@ impl Fitted {
     /// Opens the best epoch of the run in `folder`.
     ///
     /// # Errors
-    /// [`Error::Io`] when the folder holds no finished epoch; [`Error::Corrupt`] and [`Error::Weights`] for files that
+    /// [`Error::Io`] when there is no such folder or it holds no finished epoch; [`Error::Corrupt`] and [`Error::Weights`] for files that
     /// are damaged or do not belong together.
     pub fn open(folder: &Path, device: tch::Device) -> Result<Self> {
         let best = folder.join("best");
         let path = best.join("preprocess.json");
+        if !path.exists() {
+            let reason = match folder.is_dir() {
+                true => "holds no finished epoch of a fit",
+                false => "there is no such run folder",
+            };
+            let source = std::io::Error::new(std::io::ErrorKind::NotFound, reason);
+            return Err(Error::io(folder)(source));
+        }
         let pipeline: Pipeline = read_json(&path)?;
         let config = ModelConfig::of(&pipeline.preset, &pipeline.config)?;
         let vs = VarStore::new(device);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use densely_core::forward::{Request, forward};
 use densely_core::tch::Kind;
-use densely_core::{Error, Result, registry, weights};
+use densely_core::{Error, Result, fs, registry, weights};
 use serde_json::{Value, json};
 
 use crate::Common;
@@ -47,7 +47,28 @@ pub(crate) struct Arguments {
     save_weights: Option<PathBuf>,
 }
 
+impl Arguments {
+    /// Neither output may take the place of a file that is read, nor of the other.
+    fn check_outputs(&self) -> Result<()> {
+        let optional = [&self.config, &self.weights].into_iter().flatten();
+        let inputs: Vec<&Path> = optional
+            .chain([&self.input])
+            .map(PathBuf::as_path)
+            .collect();
+        fs::refuse_overwriting("output", &self.output, &inputs)?;
+        let Some(save_weights) = &self.save_weights else {
+            return Ok(());
+        };
+        if *save_weights == self.output {
+            let reason = "names the file of --output; give it one of its own";
+            return Err(Error::config("save-weights", reason));
+        }
+        fs::refuse_overwriting("save-weights", save_weights, &inputs)
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
+    arguments.check_outputs()?;
     let presets = super::models::all();
     let preset = registry::find(&presets, &arguments.model)?;
     let overrides = match &arguments.config {

@@ -258,7 +258,7 @@ fn prediction_on_other_tables() {
     refused(
         bench.densely(&["tabular", "predict", "runs/no", "t.csv", "--out", "p.csv"]),
         1,
-        &["runs/no"],
+        &["runs/no: there is no such run folder"],
     );
     refused(
         bench.densely(&["tabular", "predict", "runs/t", "t.csv", "--out", "p.xlsx"]),
@@ -270,6 +270,10 @@ fn prediction_on_other_tables() {
         1,
         &["no/p.csv"],
     );
+    let before = std::fs::read(bench.path("t.csv")).unwrap();
+    let words = ["tabular", "predict", "runs/t", "t.csv", "--out", "./t.csv"];
+    refused(bench.densely(&words), 1, &["out", "would overwrite t.csv"]);
+    assert_eq!(std::fs::read(bench.path("t.csv")).unwrap(), before);
     bench
         .fit("t.csv", &["--target", "sold", "--out", "runs/c"])
         .success();

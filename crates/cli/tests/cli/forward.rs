@@ -98,6 +98,26 @@ fn mistakes_are_sentences() {
         &with(&["--weights", "no.safetensors"]),
         "no.safetensors: No such file",
     );
+    // What is read is never written over.
+    let mut same = FORWARD;
+    same[8] = "./in.safetensors";
+    fails(&same, "setting `output`: would overwrite in.safetensors");
+    for (path, part) in [
+        (
+            "config.json",
+            "setting `save-weights`: would overwrite config.json",
+        ),
+        (
+            "out.safetensors",
+            "setting `save-weights`: names the file of --output",
+        ),
+    ] {
+        fails(&with(&["--save-weights", path]), part);
+    }
+    assert_eq!(
+        std::fs::read(bench.path("config.json")).unwrap(),
+        CONFIG.as_bytes()
+    );
     bench.write("config.json", "{");
     fails(&FORWARD, "config.json: damaged or of another format");
     bench.write("config.json", r#"{"k": 0}"#);

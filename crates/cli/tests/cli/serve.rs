@@ -486,7 +486,7 @@ fn it_does_not_start_without_what_it_needs() {
         assert!(text.contains(part), "`{part}` is not in: {text}");
         assert!(!text.contains("panicked"), "{text}");
     };
-    refused(&[], 1, "error: runs/no/best/preprocess.json: No such file");
+    refused(&[], 1, "error: runs/no: there is no such run folder");
     refused(
         &["--host", "no.such.host.invalid"],
         1,

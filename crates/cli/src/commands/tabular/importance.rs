@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use densely_core::{Error, Result};
+use densely_core::{Error, Result, fs};
 use densely_data::{Dataset, Output, Table, write_columns};
 use densely_tabular::fit::Fitted;
 use densely_tabular::importance::permutation_importance;
@@ -36,6 +36,9 @@ pub(crate) struct Importance {
 }
 
 pub(crate) fn run(arguments: &Importance, common: &Common) -> Result<()> {
+    if let Some(out) = &arguments.out {
+        fs::refuse_overwriting("out", out, &[&arguments.table])?;
+    }
     let fitted = Fitted::open(&arguments.run, common.device.open()?)?;
     let table = Table::open(&arguments.table)?;
     let data = fitted.transform(&table)?;

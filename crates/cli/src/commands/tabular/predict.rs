@@ -21,15 +21,15 @@ const STANDARD: &str = "-";
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: densely tabular predict runs/houses new_houses.csv --out predictions.csv\n\
-                  Through pipes: zcat new.csv.gz | densely tabular predict runs/houses - --out - --keep id > predictions.csv"
+                  Through pipes: zcat new.csv.gz | densely tabular predict runs/houses - --keep id > predictions.csv"
 )]
 pub(crate) struct Predict {
     /// Run folder of a fit.
     run: PathBuf,
     /// Table with the columns that the model was trained on; others are ignored. `-` reads text from standard input.
     table: PathBuf,
-    /// CSV, TSV or Parquet file to write; `-` writes CSV to standard output.
-    #[arg(long)]
+    /// CSV, TSV or Parquet file to write; `-` is standard output.
+    #[arg(long, default_value = STANDARD)]
     out: PathBuf,
     /// Column of the table that goes along, such as an identifier; may be given again.
     #[arg(long, value_name = "COLUMN")]
@@ -47,6 +47,7 @@ pub(crate) struct Predict {
 
 pub(crate) fn run(arguments: &Predict, common: &Common) -> Result<()> {
     let start = Instant::now();
+    fs::refuse_overwriting("out", &arguments.out, &[&arguments.table])?;
     let fitted = Fitted::open(&arguments.run, common.device.open()?)?;
     let to_standard = arguments.out == Path::new(STANDARD);
     let pieces = arguments.pieces(fitted.pipeline.preprocessor.row_encoder())?;
