@@ -53,9 +53,10 @@ impl Fitted {
         let best = folder.join("best");
         let path = best.join("preprocess.json");
         if !path.exists() {
-            let reason = match folder.is_dir() {
-                true => "holds no finished epoch of a fit",
-                false => "there is no such run folder",
+            let reason = if folder.is_dir() {
+                "holds no finished epoch of a fit"
+            } else {
+                "there is no such run folder"
             };
             let source = std::io::Error::new(std::io::ErrorKind::NotFound, reason);
             return Err(Error::io(folder)(source));
