@@ -473,18 +473,38 @@ fn aligned(table: &str) -> String {
 pub(crate) fn cpu_name() -> String {
     let linux = std::fs::read_to_string("/proc/cpuinfo")
         .ok()
-        .and_then(|text| {
-            let line = text.lines().find(|line| line.starts_with("model name"))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        });
+        .and_then(|text| cpu_in(&text));
     linux
         .or_else(|| shell::probe("sysctl", &["-n", "machdep.cpu.brand_string"]))
         .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
+/// The name in the text of `/proc/cpuinfo`, with the numbers that tell generations apart: virtual machines often say no more than
+/// "AMD EPYC".
+fn cpu_in(text: &str) -> Option<String> {
+    let field = |key: &str| {
+        let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+        let (_, value) = fields.find(|(name, _)| name.trim() == key)?;
+        Some(value.trim())
+    };
+    let name = field("model name")?;
+    Some(match (field("cpu family"), field("model")) {
+        (Some(family), Some(model)) => format!("{name}, family {family} model {model}"),
+        _ => name.to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn generations_of_a_processor_have_different_names() {
+        let text = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n";
+        assert_eq!(cpu_in(text).as_deref(), Some("AMD EPYC, family 26 model 2"));
+        assert_eq!(cpu_in("model name : Arm\n").as_deref(), Some("Arm"));
+        assert_eq!(cpu_in(""), None);
+    }
 
     #[test]
     fn an_unfinished_run_goes_on_only_when_nothing_has_changed() -> Result<()> {

@@ -37,9 +37,14 @@ impl Env {
     }
 }
 
-/// The processor's name, or `unknown` where the system does not tell.
+/// The processor's name, with the numbers that tell generations of one name apart, or `unknown` where the system does not tell.
 pub fn cpu_name() -> String {
-    field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".to_owned())
+    let of = |key: &str| field("/proc/cpuinfo", key);
+    let name = of("model name").unwrap_or_else(|| "unknown".to_owned());
+    match (of("cpu family"), of("model")) {
+        (Some(family), Some(model)) => format!("{name}, family {family} model {model}"),
+        _ => name,
+    }
 }
 
 /// Largest resident memory of this process so far in MB of 10^6 bytes, where the system tells (Linux).

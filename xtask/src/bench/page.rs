@@ -44,8 +44,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Rows of another commit are replaced by those with the same key.
-    pub(super) fn key(&self) -> (String, String, String, u32, String, u64, String) {
+    /// Rows of another commit are replaced by those with the same key; those of another processor stay.
+    pub(super) fn key(&self) -> (String, String, String, u32, String, u64, String, String) {
         (
             self.device.clone(),
             self.dtype.clone(),
@@ -54,6 +54,7 @@ impl Entry {
             self.phase.clone(),
             self.batch,
             self.peer.clone(),
+            self.cpu.clone(),
         )
     }
 }
