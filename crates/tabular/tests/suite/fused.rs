@@ -185,6 +185,37 @@ fn predictions_follow_every_change_of_the_weights() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn predictions_follow_every_change_of_an_embedding() -> Result<()> {
+    for embedding in embeddings() {
+        let vs = VarStore::new(Device::Cpu);
+        let config = json!({"n_num_features": 3, "cat_cardinalities": [], "d_out": 1, "n_blocks": 1, "d_block": 16, "num_embeddings": embedding});
+        let model = seeded(0, || ModelConfig::of("mlp", &config)?.build(&vs.root()))?;
+        let x = seeded(1, || Tensor::randn([2, 3], tch::kind::FLOAT_CPU));
+        let predict = || -> Result<Tensor> {
+            let _inference = InferenceMode::new();
+            model.forward_members(Some(&x), None, false)
+        };
+        let mut before = predict()?;
+        for (name, xs) in weights::named(&vs) {
+            if !(name.starts_with("num_module.") && xs.requires_grad()) {
+                continue;
+            }
+            tch::no_grad(|| {
+                let noise = seeded(2, || xs.randn_like());
+                xs.shallow_clone().copy_(&(&xs + noise));
+            });
+            let now = predict()?;
+            assert_eq!(predict()?, now);
+            assert_ne!(now, before, "{name} of {embedding}");
+            let _plain = PlainPaths::new();
+            assert_close(&now, &predict()?, 1e-4, 1e-5);
+            before = now;
+        }
+    }
+    Ok(())
+}
+
 /// What a GPU would run, looked at on a CPU: a CUDA graph can hold a step only if nothing in it waits for a value.
 #[test]
 fn a_step_of_plain_operations_reads_nothing_back() -> Result<()> {

@@ -7,6 +7,7 @@
 
 #include "../bridge.h"
 #include "dispatch.h"
+#include "forms.h"
 
 namespace densely {
 namespace {
@@ -42,9 +43,9 @@ Tensor full_bins(const Args& args) {
 }
 
 template <typename P>
-Tensor embed(const Args& args) {
+Tensor embed(const Args& args, const Tensor& table) {
   const Piecewise size = args.size();
-  const Tensor table = full_bins<P>(args), y = at::empty({args.x.size(0), size.features, size.width}, args.x.options());
+  const Tensor y = at::empty({args.x.size(0), size.features, size.width}, args.x.options());
   const auto& run = piecewise_kernels<P>();
   at::parallel_for(0, args.x.size(0), std::max<int64_t>(1, 32768 / (size.features * size.width)), [&](int64_t first, int64_t last) {
     run.forward(data<P>(y), data<P>(args.x), data<P>(args.slope), data<P>(args.shift), data<long>(args.bins), data<P>(table),
@@ -96,7 +97,7 @@ class Embed : public torch::autograd::Function<Embed> {
     context->save_for_backward({x, slope, shift, bins, weight, bias, weight0, bias0});
     context->saved_data["relu"] = relu;
     const Args args{x, slope, shift, bins, weight, bias, weight0, bias0, relu};
-    return x.scalar_type() == at::kDouble ? embed<double>(args) : embed<float>(args);
+    return x.scalar_type() == at::kDouble ? embed<double>(args, full_bins<double>(args)) : embed<float>(args, full_bins<float>(args));
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
@@ -108,6 +109,14 @@ class Embed : public torch::autograd::Function<Embed> {
     return args.x.scalar_type() == at::kDouble ? embed_backward<double>(args, dy, needs_x) : embed_backward<float>(args, dy, needs_x);
   }
 };
+
+/// For few rows the table takes longer than reading it: without gradients it is kept as long as the weights stay as they are.
+template <typename P>
+Tensor embed_without_gradient(const Args& args) {
+  std::vector<Tensor> of{args.weight, args.bins};
+  if (args.bias.defined()) of.push_back(args.bias);
+  return embed<P>(args, forms().kept(of, args.weight.scalar_type(), [&] { return full_bins<P>(args); }));
+}
 
 Tensor contiguous(size_t pointer) { return pointer == 0 ? Tensor() : reinterpret_cast<const Tensor*>(pointer)->contiguous(); }
 
@@ -133,6 +142,10 @@ size_t piecewise_embed(size_t x, size_t slope, size_t shift, size_t bins, size_t
   for (int64_t f = 0; f < w.size(0); ++f) {
     const int64_t count = data<int64_t>(counts)[f];
     TORCH_CHECK(count >= 1 && count <= w.size(1), "a feature has at least one bin and at most as many as columns");
+  }
+  if (!at::GradMode::is_enabled()) {
+    const Args args{xs, slopes, shifts, counts, w, b, w0, b0, relu};
+    return reinterpret_cast<size_t>(new Tensor(w.scalar_type() == at::kDouble ? embed_without_gradient<double>(args) : embed_without_gradient<float>(args)));
   }
   return reinterpret_cast<size_t>(new Tensor(Embed::apply(xs, slopes, shifts, counts, w, optional(b), optional(w0), optional(b0), relu)));
 }
