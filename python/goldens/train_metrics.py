@@ -9,8 +9,8 @@ from common import goldens, randn, save, setup
 from sklearn import metrics as m
 
 NAMES = {
-    "regression": ["rmse", "mae", "r2"],
-    "regression_f64": ["rmse", "mae", "r2"],
+    "regression": ["rmse", "mse", "mae", "r2"],
+    "regression_f64": ["rmse", "mse", "mae", "r2"],
     "binary": ["accuracy", "log_loss", "roc_auc"],
     "binary_ties": ["accuracy", "log_loss", "roc_auc"],
     "binary_sure": ["accuracy", "log_loss", "roc_auc"],
@@ -41,6 +41,7 @@ def main() -> None:
         decided = a.argmax(1) if a.ndim == 2 else (a > 0.5).astype(int)
         functions = {
             "rmse": lambda: m.root_mean_squared_error(b, a),
+            "mse": lambda: m.mean_squared_error(b, a),
             "mae": lambda: m.mean_absolute_error(b, a),
             "r2": lambda: m.r2_score(b, a),
             "accuracy": lambda: m.accuracy_score(b, decided),

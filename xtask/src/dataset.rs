@@ -73,6 +73,8 @@ pub(crate) enum Source {
         member: Option<String>,
         inner: Option<String>,
     },
+    /// A file that travels with the project, by its path from the root.
+    Shipped { file: String },
     /// A file of a Kaggle data set, by the `kaggle` program and the user's account.
     Kaggle { dataset: String, file: String },
     /// A file of a Hugging Face data set, by the `hf` program.
@@ -152,7 +154,7 @@ fn parse(text: &str, stem: &str) -> Result<Dataset> {
                 Some(archive_sha256)
             }
             Source::Http { archive_sha256, .. } => archive_sha256.as_ref(),
-            Source::Kaggle { .. } | Source::Huggingface { .. } => None,
+            Source::Shipped { .. } | Source::Kaggle { .. } | Source::Huggingface { .. } => None,
         });
         for hash in archives.chain([&file.sha256]) {
             if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {

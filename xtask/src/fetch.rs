@@ -89,6 +89,7 @@ impl Source {
                 package, version, ..
             } => format!("the npm package {package} {version}"),
             Self::Http { url, .. } => url.clone(),
+            Self::Shipped { file } => format!("{file} of this project"),
             Self::Kaggle { dataset, .. } => format!("Kaggle {dataset}"),
             Self::Huggingface { repo, .. } => format!("Hugging Face {repo}"),
         }
@@ -166,6 +167,9 @@ fn fetch(source: &Source, file: &DataFile, new: &Path, scratch: &Path, data: &Pa
             }
             let _ = std::fs::remove_file(&to);
             Ok(())
+        }
+        Source::Shipped { file: path } => {
+            copy_checked(&shell::root().join(archive::safe(path)?), new, file)
         }
         Source::Kaggle {
             dataset,

@@ -103,6 +103,63 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
+/// Shows a fit while it runs: what is trained where, and a bar on a terminal.
+pub(crate) struct Watch<'a> {
+    seed: u64,
+    folder: &'a Path,
+    quiet: bool,
+    bar: Option<Bar>,
+}
+
+impl<'a> Watch<'a> {
+    pub(crate) fn new(seed: u64, folder: &'a Path, common: &Common) -> Self {
+        Self {
+            seed,
+            folder,
+            quiet: common.quiet,
+            bar: None,
+        }
+    }
+
+    pub(crate) fn see(&mut self, event: &Event) {
+        match event {
+            Event::Started {
+                parameters,
+                steps,
+                done,
+            } => {
+                if !self.quiet {
+                    eprintln!(
+                        "seed {}: {parameters} parameters, run folder {}",
+                        self.seed,
+                        self.folder.display()
+                    );
+                }
+                self.bar = Some(Bar::new(*steps, *done, self.quiet));
+            }
+            Event::Step { epoch, step, loss } => {
+                if let Some(bar) = &self.bar {
+                    bar.update(*epoch, *step, *loss);
+                }
+            }
+            Event::Epoch {
+                epoch,
+                score,
+                improved,
+            } => {
+                let best = if *improved { "(best)" } else { "" };
+                tracing::debug!("epoch {epoch}: score {score} {best}");
+            }
+        }
+    }
+
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish();
+        }
+    }
+}
+
 /// Trains one seed in `folder` and writes predictions, plots and report.
 pub(crate) fn run(
     job: &Job,
@@ -119,41 +176,11 @@ pub(crate) fn run(
         device,
         resume,
     };
-    let mut bar = None;
-    let mut observe = |event: &Event| match event {
-        Event::Started {
-            parameters,
-            steps,
-            done,
-        } => {
-            if !common.quiet {
-                eprintln!(
-                    "seed {seed}: {parameters} parameters, run folder {}",
-                    folder.display()
-                );
-            }
-            bar = Some(Bar::new(*steps, *done, common.quiet));
-        }
-        Event::Step { epoch, step, loss } => {
-            if let Some(bar) = &bar {
-                bar.update(*epoch, *step, *loss);
-            }
-        }
-        Event::Epoch {
-            epoch,
-            score,
-            improved,
-        } => {
-            tracing::debug!(
-                "epoch {epoch}: score {score} {}",
-                if *improved { "(best)" } else { "" }
-            );
-        }
-    };
-    let outcome = fit(job.prepared, job.settings, &options, &mut observe)?;
-    if let Some(bar) = bar {
-        bar.finish();
-    }
+    let mut watch = Watch::new(seed, folder, common);
+    let outcome = fit(job.prepared, job.settings, &options, &mut |event| {
+        watch.see(event);
+    })?;
+    watch.finish();
     let classes = job.prepared.preprocessor.classes();
     let target = Some((job.prepared.schema.target(), &outcome.targets));
     let columns = prediction_columns(&outcome.predictions, target, classes)?;

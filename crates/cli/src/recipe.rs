@@ -5,8 +5,12 @@ use std::path::Path;
 use densely_core::{Error, Result};
 use densely_tabular::settings::FitSettings;
 use densely_tabular::tune::TuneSettings;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+
+/// Domains whose recipes train.
+const DOMAINS: [&str; 2] = ["tabular", "timeseries"];
 
 /// A recipe at one size, after `--quick`, `--smoke` and `--set`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -142,9 +146,10 @@ impl Recipe {
         if recipe.seeds.is_empty() {
             return Err(Error::config("seeds", "must hold at least one seed"));
         }
-        if recipe.domain != "tabular" {
+        if !DOMAINS.contains(&recipe.domain.as_str()) {
             let reason = format!(
-                "must be `tabular`, the one domain so far; got `{}`",
+                "must be one of {}; got `{}`",
+                DOMAINS.join(", "),
                 recipe.domain
             );
             return Err(Error::config("domain", reason));
@@ -156,7 +161,7 @@ impl Recipe {
     ///
     /// # Errors
     /// [`Error::Corrupt`] with TOML's own words for an unknown or ill-typed setting.
-    pub(crate) fn fit_settings(&self, path: &Path) -> Result<(Files, FitSettings)> {
+    pub(crate) fn fit_settings<T: DeserializeOwned>(&self, path: &Path) -> Result<(Files, T)> {
         let mut data = self.data.clone();
         // Where the files come from is for `cargo xtask reproduce`.
         data.remove("dataset");
@@ -195,7 +200,12 @@ impl Recipe {
     }
 }
 
-fn settings(data: Table, model: Table, train: Table, path: &Path) -> Result<FitSettings> {
+fn settings<T: DeserializeOwned>(
+    data: Table,
+    model: Table,
+    train: Table,
+    path: &Path,
+) -> Result<T> {
     let mut settings = Table::new();
     settings.insert("data".into(), data.into());
     settings.insert("model".into(), model.into());
@@ -326,7 +336,7 @@ mod tests {
                 (recipe.name.as_str(), recipe.seeds.len()),
                 (&*format!("tabred-{name}"), 15)
             );
-            let (files, settings) = recipe.fit_settings(&path)?;
+            let (files, settings): (_, FitSettings) = recipe.fit_settings(&path)?;
             assert_eq!(files.file, name);
             settings.train.validate()?;
             let x_num = tch::Tensor::zeros([1, inputs], tch::kind::FLOAT_CPU);
@@ -334,7 +344,7 @@ mod tests {
             let vs = tch::nn::VarStore::new(tch::Device::Cpu);
             config.build(&vs.root())?;
             assert_eq!(densely_core::nn::parameter_count(&vs), parameters, "{name}");
-            Recipe::read(&path, Size::Quick, &[])?.fit_settings(&path)?;
+            Recipe::read(&path, Size::Quick, &[])?.fit_settings::<FitSettings>(&path)?;
         }
         Ok(())
     }

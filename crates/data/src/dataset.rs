@@ -195,7 +195,7 @@ impl Dataset {
 }
 
 /// Row numbers in the order of the epoch: one permutation, or k of them interleaved.
-fn permutations(rows: usize, order: Order, seed: u64, epoch: u64) -> Vec<i64> {
+pub fn permutations(rows: usize, order: Order, seed: u64, epoch: u64) -> Vec<i64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch);
     let mut one = || {

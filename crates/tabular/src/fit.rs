@@ -11,8 +11,9 @@ use densely_data::split::{Split, SplitConfig};
 use densely_data::table::Table;
 use densely_torch_ext::Autocast;
 use densely_train::amp::GradScaler;
+pub use densely_train::event::Event;
 use densely_train::graph::StepGraph;
-use densely_train::machine::{Env, peak_rss_mb, step_seed};
+use densely_train::machine::{peak_rss_mb, step_seed};
 use densely_train::metrics::Metric;
 use densely_train::optim::{GroupRule, Optimizer};
 use densely_train::run::{ResumeFrom, Run, RunOptions};
@@ -199,38 +200,6 @@ pub struct FitOptions<'a> {
 
 /// Where a checkpoint keeps the loss scaler of half precision.
 const SCALER: &str = "scaler";
-
-/// What a fit tells while it runs.
-#[derive(Debug)]
-pub enum Event {
-    /// The loop starts or goes on.
-    Started {
-        /// Trainable values of the model.
-        parameters: u64,
-        /// Steps at most.
-        steps: u64,
-        /// Steps made before.
-        done: u64,
-    },
-    /// A step was made.
-    Step {
-        /// The running epoch, counted from 0.
-        epoch: u64,
-        /// Steps made since the start.
-        step: u64,
-        /// Mean loss of the epoch, as far as it was read from the device.
-        loss: Option<f64>,
-    },
-    /// An epoch ended.
-    Epoch {
-        /// Counted from 0.
-        epoch: u64,
-        /// The validation score.
-        score: f64,
-        /// Whether it is the best so far.
-        improved: bool,
-    },
-}
 
 /// What a finished fit found.
 #[derive(Debug)]
@@ -527,20 +496,18 @@ fn open_run(settings: &FitSettings, options: &FitOptions) -> Result<Run> {
         may_change: MAY_CHANGE.map(str::to_owned).to_vec(),
         ..RunOptions::default()
     };
-    let device = match options.device {
-        tch::Device::Cuda(index) => format!("cuda:{index}"),
-        _ => "cpu".to_owned(),
-    };
-    let env = Env::collect(&device, option_env!("DENSELY_COMMIT").map(str::to_owned));
     let config = RunConfig {
         seed: options.seed,
         table: options.table,
         settings,
     };
-    match options.resume {
-        None => Run::create(options.folder, &config, &env, run_options),
-        Some(from) => Run::resume(options.folder, &config, &env, run_options, from),
-    }
+    Run::open(
+        options.folder,
+        &config,
+        options.device,
+        run_options,
+        options.resume,
+    )
 }
 
 fn pipeline_json(

@@ -96,6 +96,15 @@ impl Features {
         if let Some((xs, _)) = &x_cat {
             check::kind("x_cat", xs, Kind::Int64)?;
         }
+        if let Some((xs, _)) = &x_num
+            && !xs.is_floating_point()
+        {
+            return Err(Error::Shape {
+                what: "x_num".to_owned(),
+                expected: "a float kind".to_owned(),
+                got: format!("{:?}", xs.kind()),
+            });
+        }
         if let (Some((a, members)), Some((b, others))) = (&x_num, &x_cat)
             && (a.size()[0] != b.size()[0] || members != others)
         {

@@ -1,4 +1,7 @@
-//! What the tests of all crates share: closeness that explains itself, and goldens written by reference packages.
+//! What the tests of all crates share: closeness that explains itself, goldens written by reference packages, and what holds for
+//! every registered model.
+
+pub mod contract;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@
 extern crate self as densely_train;
 
 pub mod amp;
+pub mod event;
 pub mod graph;
 pub mod machine;
 pub mod metrics;
@@ -17,6 +18,7 @@ pub mod schedule;
 pub mod signal;
 
 pub use amp::GradScaler;
+pub use event::Event;
 pub use graph::StepGraph;
 pub use machine::{Env, peak_rss_mb, step_seed};
 pub use metrics::{Direction, Metric};

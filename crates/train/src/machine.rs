@@ -37,6 +37,14 @@ impl Env {
     }
 }
 
+/// A device as users name it.
+pub fn device_name(device: tch::Device) -> String {
+    match device {
+        tch::Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
+}
+
 /// The processor's name, with the numbers that tell generations of one name apart, or `unknown` where the system does not tell.
 pub fn cpu_name() -> String {
     let of = |key: &str| field("/proc/cpuinfo", key);

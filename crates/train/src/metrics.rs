@@ -33,6 +33,8 @@ impl Direction {
 pub enum Metric {
     /// [`rmse`].
     Rmse,
+    /// [`mse`].
+    Mse,
     /// [`mae`].
     Mae,
     /// [`r2`].
@@ -47,8 +49,9 @@ pub enum Metric {
 
 impl Metric {
     /// All metrics.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Rmse,
+        Self::Mse,
         Self::Mae,
         Self::R2,
         Self::Accuracy,
@@ -60,6 +63,7 @@ impl Metric {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rmse => "rmse",
+            Self::Mse => "mse",
             Self::Mae => "mae",
             Self::R2 => "r2",
             Self::Accuracy => "accuracy",
@@ -72,6 +76,7 @@ impl Metric {
     pub const fn unit(self) -> &'static str {
         match self {
             Self::Rmse | Self::Mae => "unit of the target",
+            Self::Mse => "square of the target's unit",
             Self::R2 => "share of variance explained",
             Self::Accuracy => "share of rows",
             Self::LogLoss => "nats per row",
@@ -82,7 +87,7 @@ impl Metric {
     /// Which way is better.
     pub const fn direction(self) -> Direction {
         match self {
-            Self::Rmse | Self::Mae | Self::LogLoss => Direction::Lower,
+            Self::Rmse | Self::Mse | Self::Mae | Self::LogLoss => Direction::Lower,
             Self::R2 | Self::Accuracy | Self::RocAuc => Direction::Higher,
         }
     }
@@ -99,6 +104,7 @@ impl Metric {
     pub fn compute(self, predictions: &Tensor, targets: &Tensor) -> Result<f64> {
         match self {
             Self::Rmse => rmse(predictions, targets),
+            Self::Mse => mse(predictions, targets),
             Self::Mae => mae(predictions, targets),
             Self::R2 => r2(predictions, targets),
             Self::Accuracy => accuracy(predictions, targets),
@@ -131,12 +137,17 @@ impl std::str::FromStr for Metric {
 /// # Errors
 /// [`Error::Shape`] when they are empty, differ in shape or hold a value that is not finite.
 pub fn rmse(predictions: &Tensor, targets: &Tensor) -> Result<f64> {
+    mse(predictions, targets).map(f64::sqrt)
+}
+
+/// Mean squared error, in the square of the target's unit.
+/// # Shapes
+/// Both `[n]`, any float kind.
+/// # Errors
+/// As [`rmse`].
+pub fn mse(predictions: &Tensor, targets: &Tensor) -> Result<f64> {
     let (p, t) = values(predictions, targets)?;
-    Ok((&p - &t)
-        .square()
-        .mean(Kind::Double)
-        .sqrt()
-        .double_value(&[]))
+    Ok((&p - &t).square().mean(Kind::Double).double_value(&[]))
 }
 
 /// Mean absolute error, in the target's unit.

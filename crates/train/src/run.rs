@@ -117,6 +117,25 @@ pub struct Run {
 }
 
 impl Run {
+    /// Starts a run in `dir` on `device`, or goes on with the one there.
+    ///
+    /// # Errors
+    /// Those of [`create`](Self::create) and [`resume`](Self::resume).
+    pub fn open(
+        dir: &Path,
+        config: &impl Serialize,
+        device: tch::Device,
+        options: RunOptions,
+        resume: Option<ResumeFrom>,
+    ) -> Result<Self> {
+        let commit = option_env!("DENSELY_COMMIT").map(str::to_owned);
+        let env = Env::collect(&crate::machine::device_name(device), commit);
+        match resume {
+            None => Self::create(dir, config, &env, options),
+            Some(from) => Self::resume(dir, config, &env, options, from),
+        }
+    }
+
     /// Starts a run in `dir`, which is made when absent.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
 
 /// The presets of all domains.
 pub(crate) fn all() -> Vec<Preset> {
-    densely_tabular::PRESETS.to_vec()
+    [densely_tabular::PRESETS, densely_timeseries::PRESETS].concat()
 }
 
 pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
@@ -37,12 +37,12 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         return Ok(());
     }
     println!(
-        "{:<14} {:<10} {:>12} {:>14}  paper",
+        "{:<27} {:<10} {:>12} {:>14}  paper",
         "name", "domain", "parameters", "MACs per row"
     );
     for preset in presets {
         println!(
-            "{:<14} {:<10} {:>12} {:>14}  {}",
+            "{:<27} {:<10} {:>12} {:>14}  {}",
             preset.name, preset.domain, preset.params, preset.macs, preset.paper
         );
     }

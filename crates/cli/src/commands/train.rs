@@ -1,5 +1,7 @@
 //! `densely train`: a recipe, every seed of it.
 
+mod forecast;
+
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result, weights};
@@ -57,7 +59,14 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     if let Some(seed) = common.seed {
         recipe.seeds = vec![seed];
     }
-    let (files, mut settings) = recipe.fit_settings(&arguments.recipe)?;
+    match recipe.domain.as_str() {
+        "timeseries" => forecast::run(arguments, &recipe, common),
+        _ => run_tabular(arguments, &recipe, common),
+    }
+}
+
+fn run_tabular(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Result<()> {
+    let (files, mut settings): (_, FitSettings) = recipe.fit_settings(&arguments.recipe)?;
     let path = arguments.data_dir.join(&files.file);
     let (table, prepared) = prepare(&files, &arguments.data_dir, &mut settings)?;
     if let Some(folder) = &arguments.export {
@@ -88,7 +97,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     }
     let compared = recipe.compare.as_ref().map(|compare| {
         let input = Input {
-            recipe: &recipe,
+            recipe,
             recipe_path: &arguments.recipe,
             table: &table,
             table_path: &path,
@@ -100,7 +109,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         compare.run(&input, &out.join("comparison"), common)
     });
     report(
-        &recipe,
+        recipe,
         prepared.task,
         &results,
         compared.transpose()?,
@@ -144,22 +153,63 @@ fn report(
     let Some((_, first)) = results.first() else {
         return Ok(());
     };
+    let seeds: Vec<SeedScores> = results
+        .iter()
+        .map(|(seed, s)| (*seed, &*s.outcome.test, &*s.outcome.valid))
+        .collect();
+    let metrics = summary(recipe, &seeds, common);
+    let ensembles = ensembles(recipe, task, results, common)?;
+    if common.json {
+        let (comparison, plot) = compared.unzip();
+        let plots: Vec<&PathBuf> = results
+            .iter()
+            .flat_map(|(_, s)| &s.plots)
+            .chain(&plot)
+            .collect();
+        let peak = results
+            .iter()
+            .filter_map(|(_, s)| s.outcome.peak_mb)
+            .reduce(f64::max);
+        let mut summary = json!({
+            "name": recipe.name,
+            "metrics": metrics,
+            "seconds": results.iter().map(|(_, s)| s.outcome.seconds).sum::<f64>(),
+            "peak_mb": peak,
+            "params": first.outcome.parameters,
+            "device": densely_train::machine::device_name(device),
+            "threads": tch::get_num_threads(),
+            "plots": plots,
+            "comparison": comparison,
+        });
+        if !ensembles.is_empty() {
+            summary["ensembles"] = ensembles.into();
+        }
+        println!("{summary}");
+    }
+    Ok(())
+}
+
+/// A seed with its metrics on test and validation.
+type SeedScores<'a> = (u64, &'a [(Metric, f64)], &'a [(Metric, f64)]);
+
+/// Every metric over the seeds: printed, and as JSON.
+fn summary(recipe: &Recipe, seeds: &[SeedScores], common: &Common) -> Map<String, Value> {
     let mut metrics = Map::new();
-    for (metric, _) in &first.outcome.test {
+    let Some((_, first, _)) = seeds.first() else {
+        return metrics;
+    };
+    for (metric, _) in *first {
         let of = |values: &[(Metric, f64)]| {
             values
                 .iter()
                 .find(|(other, _)| other == metric)
                 .map(|(_, value)| *value)
         };
-        let values: Vec<f64> = results
-            .iter()
-            .filter_map(|(_, s)| of(&s.outcome.test))
-            .collect();
+        let values: Vec<f64> = seeds.iter().filter_map(|(_, test, _)| of(test)).collect();
         let (mean, sd) = mean_sd(&values);
-        let seeds: Vec<Value> = results
+        let seeds: Vec<Value> = seeds
             .iter()
-            .map(|(seed, s)| json!({ "seed": seed, "value": of(&s.outcome.test), "valid": of(&s.outcome.valid) }))
+            .map(|(seed, test, valid)| json!({ "seed": seed, "value": of(test), "valid": of(valid) }))
             .collect();
         if !common.json {
             println!(
@@ -175,39 +225,7 @@ fn report(
             json!({ "direction": direction, "seeds": seeds, "mean": mean, "sd": sd }),
         );
     }
-    let ensembles = ensembles(recipe, task, results, common)?;
-    if common.json {
-        let (comparison, plot) = compared.unzip();
-        let plots: Vec<&PathBuf> = results
-            .iter()
-            .flat_map(|(_, s)| &s.plots)
-            .chain(&plot)
-            .collect();
-        let peak = results
-            .iter()
-            .filter_map(|(_, s)| s.outcome.peak_mb)
-            .reduce(f64::max);
-        let device = match device {
-            tch::Device::Cuda(index) => format!("cuda:{index}"),
-            _ => "cpu".to_owned(),
-        };
-        let mut summary = json!({
-            "name": recipe.name,
-            "metrics": metrics,
-            "seconds": results.iter().map(|(_, s)| s.outcome.seconds).sum::<f64>(),
-            "peak_mb": peak,
-            "params": first.outcome.parameters,
-            "device": device,
-            "threads": tch::get_num_threads(),
-            "plots": plots,
-            "comparison": comparison,
-        });
-        if !ensembles.is_empty() {
-            summary["ensembles"] = ensembles.into();
-        }
-        println!("{summary}");
-    }
-    Ok(())
+    metrics
 }
 
 /// What averages of five seeds' predictions reach: printed, and as JSON by metric. Nothing with less than five seeds.

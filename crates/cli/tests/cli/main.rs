@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::format_collect, reason = "tests")]
 
 mod bad_input;
+mod forecast;
 mod forward;
 mod own_table;
 mod resume;
@@ -246,10 +247,12 @@ fn the_same_seed_gives_the_same_bits_and_another_seed_others() {
 
 #[test]
 fn recipes_in_the_tree_parse_and_export() {
-    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tabular/recipes");
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let bench = Bench::new();
     let mut count = 0;
-    for entry in std::fs::read_dir(recipes).unwrap() {
+    let recipes = ["tabular", "timeseries"]
+        .map(|domain| std::fs::read_dir(crates.join(domain).join("recipes")).unwrap());
+    for entry in recipes.into_iter().flatten() {
         let path = entry.unwrap().path();
         // Without its data a recipe fails at the data file or folder, and only there.
         let assert = bench
@@ -262,7 +265,7 @@ fn recipes_in_the_tree_parse_and_export() {
         );
         count += 1;
     }
-    assert!(count >= 6);
+    assert!(count >= 10);
 }
 
 #[test]

@@ -1,0 +1,242 @@
+//! What holds for every registered model, whatever its domain: each domain crate's contract test runs these over its presets.
+
+use std::collections::BTreeMap;
+
+use densely_core::forward::{Request, Response, forward};
+use densely_core::registry::Preset;
+use densely_core::weights::{self, Strictness, Tensors};
+use densely_core::{Device, Error, Result, nn, seeded};
+use serde_json::Value;
+use tch::nn::VarStore;
+use tch::{Kind, Tensor};
+
+use crate::{assert_bits, assert_close};
+
+/// A preset at a small size.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// The preset.
+    pub preset: &'static Preset,
+    /// Fields of its config that make it small.
+    pub small: Value,
+    /// Inputs of a number of rows, the same at each call.
+    pub inputs: fn(&Value, i64) -> Tensors,
+    /// Inputs that may be absent.
+    pub optional: &'static [&'static str],
+}
+
+impl Case {
+    fn request(&self) -> Request<'static> {
+        Request {
+            preset: self.preset,
+            overrides: self.small.clone(),
+            weights: None,
+            seed: 0,
+            train: false,
+            dropout: false,
+            grads: false,
+            kind: Kind::Float,
+            device: tch::Device::Cpu,
+        }
+    }
+
+    fn run(&self, change: impl FnOnce(&mut Request), rows: i64) -> Result<Response> {
+        let mut request = self.request();
+        change(&mut request);
+        forward(&request, &(self.inputs)(&self.small, rows))
+    }
+
+    fn outputs(&self, change: impl FnOnce(&mut Request), rows: i64) -> Result<Tensors> {
+        Ok(self.run(change, rows)?.tensors)
+    }
+}
+
+/// Runs every check of this module.
+///
+/// # Errors
+/// Whatever a model refuses that it must take.
+/// # Panics
+/// When a check fails; the message names the preset.
+pub fn check(case: &Case) -> Result<()> {
+    let _cpu = Device::Cpu.open()?;
+    states_its_parameters(case)?;
+    gradients_reach_every_parameter(case)?;
+    a_batch_is_its_rows(case)?;
+    saved_weights_load_to_the_same_bits(case)?;
+    dropout_runs_only_when_asked_for(case)?;
+    other_kinds_run_and_stay_near(case)?;
+    wrong_inputs_are_errors_that_name_them(case);
+    Ok(())
+}
+
+fn states_its_parameters(case: &Case) -> Result<()> {
+    let vs = VarStore::new(tch::Device::Cpu);
+    let _model = seeded(0, || {
+        (case.preset.build)(&(case.preset.config)(), &vs.root())
+    })?;
+    nn::check_names(&vs)?;
+    assert_eq!(
+        nn::parameter_count(&vs),
+        case.preset.params,
+        "{}",
+        case.preset.name
+    );
+    Ok(())
+}
+
+/// Also: outputs are those that the preset names, finite, and the same at a second call.
+fn gradients_reach_every_parameter(case: &Case) -> Result<()> {
+    let name = case.preset.name;
+    let found = case.outputs(|request| request.grads = true, 5)?;
+    let mut outputs: Vec<&str> = found
+        .keys()
+        .map(String::as_str)
+        .filter(|key| !key.starts_with("grad."))
+        .collect();
+    let mut stated: Vec<&str> = case.preset.outputs.iter().map(|spec| spec.name).collect();
+    outputs.sort_unstable();
+    stated.sort_unstable();
+    assert_eq!(outputs, stated, "{name}");
+    for (key, xs) in &found {
+        assert_eq!(xs.isfinite().all().int64_value(&[]), 1, "{name}: {key}");
+        if key.starts_with("grad.") {
+            assert!(
+                xs.abs().sum(Kind::Float).double_value(&[]) > 0.0,
+                "{name}: {key}"
+            );
+        }
+    }
+    let again = case.outputs(|request| request.grads = true, 5)?;
+    for (key, xs) in &found {
+        assert_bits(&again[key], xs);
+    }
+    Ok(())
+}
+
+fn a_batch_is_its_rows(case: &Case) -> Result<()> {
+    let both = case.outputs(|_| (), 2)?;
+    for row in 0..2 {
+        let one = (case.inputs)(&case.small, 2)
+            .into_iter()
+            .map(|(name, xs)| (name, xs.narrow(0, row, 1)));
+        let one = forward(&case.request(), &one.collect())?.tensors;
+        for (name, xs) in &both {
+            assert_close(&one[name], &xs.narrow(0, row, 1), 1e-5, 1e-6);
+        }
+    }
+    Ok(())
+}
+
+fn saved_weights_load_to_the_same_bits(case: &Case) -> Result<()> {
+    let path = std::env::temp_dir().join(format!(
+        "densely-contract-{}-{}",
+        case.preset.name,
+        std::process::id()
+    ));
+    let response = case.run(|request| request.seed = 5, 3)?;
+    weights::save(&path, &weights::named(&response.store), &BTreeMap::new())?;
+    let mut request = case.request();
+    request.weights = Some(&path);
+    let again = forward(&request, &(case.inputs)(&case.small, 3));
+    let other = case.run(|_| (), 3)?;
+    let loaded = weights::load(&other.store, &path, weights::same_name, Strictness::All);
+    std::fs::remove_file(&path).map_err(Error::io(&path))?;
+    loaded?;
+    let again = again?.tensors;
+    let mut differs = false;
+    for (name, xs) in &response.tensors {
+        assert_bits(&again[name], xs);
+        differs |= &other.tensors[name] != xs;
+    }
+    assert!(differs, "{}: the seed draws the weights", case.preset.name);
+    Ok(())
+}
+
+fn dropout_runs_only_when_asked_for(case: &Case) -> Result<()> {
+    if case.preset.dropout.is_empty() {
+        return Ok(());
+    }
+    let ys = |dropout: bool| {
+        case.outputs(
+            |request| {
+                request.train = true;
+                request.dropout = dropout;
+                request.seed = 3;
+            },
+            64,
+        )
+    };
+    let (without, again, with) = (ys(false)?, ys(false)?, ys(true)?);
+    for (name, xs) in &without {
+        assert_bits(&again[name], xs);
+    }
+    assert!(
+        without.iter().any(|(name, xs)| &with[name] != xs),
+        "{}",
+        case.preset.name
+    );
+    Ok(())
+}
+
+fn other_kinds_run_and_stay_near(case: &Case) -> Result<()> {
+    let of = |kind: Kind| case.outputs(|request| request.kind = kind, 4);
+    let (single, double, half) = (of(Kind::Float)?, of(Kind::Double)?, of(Kind::BFloat16)?);
+    for (name, xs) in &double {
+        assert_eq!(xs.kind(), Kind::Double, "{}: {name}", case.preset.name);
+        assert_eq!(
+            half[name].kind(),
+            Kind::BFloat16,
+            "{}: {name}",
+            case.preset.name
+        );
+        assert_close(&single[name], xs, 1e-4, 1e-5);
+        assert_close(&half[name], xs, 0.1, 0.1);
+    }
+    Ok(())
+}
+
+/// Each input left out, of another size and of another kind, and one too many.
+fn wrong_inputs_are_errors_that_name_them(case: &Case) {
+    let message = |change: &dyn Fn(&mut Tensors)| {
+        let mut inputs = (case.inputs)(&case.small, 4);
+        change(&mut inputs);
+        match forward(&case.request(), &inputs) {
+            Ok(_) => panic!("{}: inputs {inputs:?} are taken", case.preset.name),
+            Err(error @ Error::Torch { .. }) => panic!("{}: {error}", case.preset.name),
+            Err(error) => error.to_string(),
+        }
+    };
+    for name in (case.inputs)(&case.small, 1).keys() {
+        let quoted = format!("`{name}`");
+        let refused = |what: &str, change: &dyn Fn(&mut Tensors)| {
+            let message = message(change);
+            assert!(
+                message.contains(&quoted),
+                "{}: {name} {what}: {message}",
+                case.preset.name
+            );
+        };
+        if !case.optional.contains(&name.as_str()) {
+            refused("absent", &|xs| {
+                xs.remove(name);
+            });
+        }
+        refused("wider", &|xs| {
+            let wider = Tensor::cat(&[&xs[name], &xs[name]], -1);
+            xs.insert(name.clone(), wider);
+        });
+        refused("of another kind", &|xs| {
+            let other = if xs[name].is_floating_point() {
+                Kind::Int
+            } else {
+                Kind::Float
+            };
+            let cast = xs[name].to_kind(other);
+            xs.insert(name.clone(), cast);
+        });
+    }
+    let extra = message(&|xs| {
+        xs.insert("extra".to_owned(), Tensor::from(1.0));
+    });
+    assert!(extra.contains("`extra`"), "{}: {extra}", case.preset.name);
+}

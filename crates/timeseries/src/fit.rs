@@ -1,0 +1,658 @@
+//! From a wide table to a trained forecaster: prepare, train, evaluate. The loop is written out.
+//!
+//! The protocol is the literature's: channels are standardised by the training steps, windows lie one step apart, the epoch is the
+//! best on the validation windows, and errors are means over all test windows, steps and channels on the standardised scale; no
+//! window is dropped because it does not fill a batch.
+
+use std::path::Path;
+use std::time::Instant;
+
+use densely_core::registry::parse_config;
+use densely_core::{Error, Result, Tensors, check, nn, seeded};
+use densely_data::dataset::{Order, permutations};
+use densely_data::table::Table;
+pub use densely_train::event::Event;
+use densely_train::machine::{peak_rss_mb, step_seed};
+use densely_train::metrics::{Direction, Metric};
+use densely_train::optim::{AdamConfig, OptimConfig};
+use densely_train::run::{ResumeFrom, Run, RunOptions};
+use densely_train::schedule::ScheduleConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tch::nn::{Path as VarPath, VarStore};
+use tch::{Kind, Reduction, Tensor};
+
+use crate::linear::{LinearConfig, Ridge, seasonal_naive};
+use crate::models::PRESETS;
+use crate::panel::{Blocks, Panel, Parts, Scaler, Windows};
+use crate::patch_tsmixer::{Head, PatchTsMixerConfig};
+use crate::tsmixer::TsMixerConfig;
+
+/// The settings of one fit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitSettings {
+    /// The table and how it is read.
+    pub data: DataSettings,
+    /// The network.
+    #[serde(default)]
+    pub model: ModelSettings,
+    /// The training loop.
+    #[serde(default)]
+    pub train: TrainSettings,
+}
+
+/// The table and how it is read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Column with the time.
+    pub time: String,
+    /// Columns of the series; all but the time when empty.
+    #[serde(default)]
+    pub channels: Vec<String>,
+    /// Steps that the model sees.
+    pub lookback: i64,
+    /// Steps that it forecasts.
+    pub horizon: i64,
+    /// How steps are divided.
+    #[serde(default)]
+    pub blocks: Blocks,
+    /// Steps of a season, for the naive forecast that stands beside.
+    #[serde(default = "one")]
+    pub season: i64,
+}
+
+fn one() -> i64 {
+    1
+}
+
+/// The network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSettings {
+    /// Name of the preset.
+    pub preset: String,
+    /// Fields that replace those of its config. Lookback, horizon and channels come from the data and must not stand here.
+    pub config: Map<String, Value>,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            preset: "tsmixer".to_owned(),
+            config: Map::new(),
+        }
+    }
+}
+
+/// What training minimises, on the standardised scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loss {
+    /// Mean squared error.
+    #[default]
+    Mse,
+    /// Mean absolute error.
+    Mae,
+}
+
+/// The training loop. Defaults are those of the released TSMixer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSettings {
+    /// Optimiser and learning rate.
+    pub optimizer: OptimConfig,
+    /// Learning rate over the steps.
+    pub schedule: ScheduleConfig,
+    /// Windows per step.
+    pub batch_size: i64,
+    /// Windows that are evaluated at once; does not change results.
+    pub eval_batch_size: i64,
+    /// Epochs at most.
+    pub epochs: u64,
+    /// Epochs without a better validation score after which training stops.
+    pub patience: u64,
+    /// Largest norm of the gradient; 0 does not clip.
+    pub clip_norm: f64,
+    /// What is minimised.
+    pub loss: Loss,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        Self {
+            optimizer: OptimConfig::Adam(AdamConfig {
+                lr: 1e-4,
+                eps: 1e-7,
+                ..AdamConfig::default()
+            }),
+            schedule: ScheduleConfig::default(),
+            batch_size: 32,
+            eval_batch_size: 256,
+            epochs: 100,
+            patience: 5,
+            clip_norm: 0.0,
+            loss: Loss::Mse,
+        }
+    }
+}
+
+impl TrainSettings {
+    fn validate(&self) -> Result<()> {
+        check::positive("train.batch_size", self.batch_size)?;
+        check::positive("train.eval_batch_size", self.eval_batch_size)?;
+        for (field, value) in [
+            ("train.epochs", self.epochs),
+            ("train.patience", self.patience),
+        ] {
+            check::positive(field, value.min(1) as i64)?;
+        }
+        if !(self.clip_norm >= 0.0 && self.clip_norm.is_finite()) {
+            return Err(Error::config(
+                "train.clip_norm",
+                format!("must be at least 0 and finite, got {}", self.clip_norm),
+            ));
+        }
+        self.optimizer.validate()?;
+        self.schedule.validate()
+    }
+}
+
+/// A model that forecasts all channels of a window.
+pub trait Forecaster: std::fmt::Debug + Send {
+    /// `past [batch, lookback, channels]` → `[batch, horizon, channels]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `past` does not fit the config.
+    fn forecast(&self, past: &Tensor, train: bool) -> Result<Tensor>;
+}
+
+impl Forecaster for crate::tsmixer::TsMixer {
+    fn forecast(&self, past: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward(past, train)
+    }
+}
+
+impl Forecaster for crate::linear::LinearForecaster {
+    fn forecast(&self, past: &Tensor, _train: bool) -> Result<Tensor> {
+        self.forward(past)
+    }
+}
+
+impl Forecaster for crate::patch_tsmixer::PatchTsMixer {
+    fn forecast(&self, past: &Tensor, train: bool) -> Result<Tensor> {
+        let mut outputs = self.forward(past, None, None, train)?;
+        outputs
+            .remove("forecast")
+            .ok_or_else(|| Error::config("head", "must be `forecast`"))
+    }
+}
+
+impl ModelSettings {
+    /// The whole config of the preset, with the sizes that the data has.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPreset`]; [`Error::Config`] for a preset that cannot forecast from the past alone, a field that it lacks, and a size that stands
+    /// here and not in the data.
+    pub fn resolve(&self, lookback: i64, horizon: i64, channels: i64) -> Result<Value> {
+        let preset = densely_core::registry::find(PRESETS, &self.preset)?;
+        let sizes = match preset.name {
+            "tsmixer" | "dlinear" | "nlinear" => [
+                ("lookback", lookback),
+                ("horizon", horizon),
+                ("channels", channels),
+            ],
+            "patchtsmixer-forecast" => [
+                ("context_length", lookback),
+                ("prediction_length", horizon),
+                ("num_input_channels", channels),
+            ],
+            other => {
+                let reason = format!(
+                    "`{other}` does not forecast from the past alone; take tsmixer, patchtsmixer-forecast, dlinear or nlinear"
+                );
+                return Err(Error::config("model.preset", reason));
+            }
+        };
+        let mut fields = self.config.clone();
+        for (field, size) in sizes {
+            if fields.insert(field.to_owned(), size.into()).is_some() {
+                return Err(Error::config(
+                    format!("model.config.{field}"),
+                    "is set by `data` and must not stand here",
+                ));
+            }
+        }
+        preset.config_with(&Value::Object(fields))
+    }
+}
+
+/// Builds a forecaster of `preset` from its whole `config`.
+///
+/// # Errors
+/// [`Error::Config`] naming the field that is out of range.
+pub fn build(preset: &str, config: &Value, vs: &VarPath) -> Result<Box<dyn Forecaster>> {
+    Ok(match preset {
+        "tsmixer" => {
+            let config: TsMixerConfig = parse_config(config)?;
+            if config.target.is_some() {
+                return Err(Error::config(
+                    "model.config.target",
+                    "a fit forecasts all channels",
+                ));
+            }
+            Box::new(config.build(vs)?)
+        }
+        "dlinear" | "nlinear" => Box::new(parse_config::<LinearConfig>(config)?.build(vs)?),
+        _ => {
+            let config: PatchTsMixerConfig = parse_config(config)?;
+            let plain = config.head == Head::Forecast
+                && config.distribution_output.is_none()
+                && config.prediction_channel_indices.is_none();
+            if !plain {
+                return Err(Error::config(
+                    "model.config",
+                    "a fit forecasts the values of all channels",
+                ));
+            }
+            Box::new(config.build(vs)?)
+        }
+    })
+}
+
+/// A table made ready.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Names and times.
+    pub panel: Panel,
+    /// Which steps are for what.
+    pub parts: Parts,
+    /// Fitted on the training steps.
+    pub scaler: Scaler,
+    /// Windows of the training steps.
+    pub train: Windows,
+    /// Windows whose futures are validation steps.
+    pub valid: Windows,
+    /// Windows whose futures are test steps.
+    pub test: Windows,
+}
+
+impl Prepared {
+    /// Reads, divides and standardises `table`; the values live on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] and [`Error::Config`] that name the column, the row or the setting to blame.
+    pub fn new(table: &Table, settings: &DataSettings, device: tch::Device) -> Result<Self> {
+        let panel = Panel::new(table, &settings.time, &settings.channels)?;
+        let parts = settings.blocks.parts(panel.len())?;
+        let train = panel
+            .values
+            .narrow(0, parts.train.start, parts.train.end - parts.train.start);
+        let scaler = Scaler::fit(&train);
+        let values = scaler.scale(&panel.values).to_device(device);
+        let windows = |part| Windows::new(&values, part, settings.lookback, settings.horizon);
+        let (train, valid, test) = (
+            windows(&parts.train)?,
+            windows(&parts.valid)?,
+            windows(&parts.test)?,
+        );
+        Ok(Self {
+            panel,
+            parts,
+            scaler,
+            train,
+            valid,
+            test,
+        })
+    }
+}
+
+/// What prediction needs beside the weights; saved in each checkpoint as `preprocess.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pipeline {
+    /// Name of the preset.
+    pub preset: String,
+    /// Its whole config.
+    pub config: Value,
+    /// Column with the time.
+    pub time: String,
+    /// Columns of the series, in the order of the channels.
+    pub channels: Vec<String>,
+    /// Microseconds from one step to the next.
+    pub step: i64,
+    /// What the series were standardised by.
+    pub scaler: Scaler,
+    /// Steps that the model sees.
+    pub lookback: i64,
+    /// Steps that it forecasts.
+    pub horizon: i64,
+}
+
+/// Settings that may differ when a run is resumed, since they do not change what was learnt so far.
+const MAY_CHANGE: [&str; 4] = [
+    "table",
+    "train.epochs",
+    "train.patience",
+    "train.eval_batch_size",
+];
+
+/// Where and how a fit runs.
+#[derive(Debug)]
+pub struct FitOptions<'a> {
+    /// The run folder.
+    pub folder: &'a Path,
+    /// The table's path, for `config.toml`.
+    pub table: &'a Path,
+    /// Seed of initial weights, order of windows and dropout.
+    pub seed: u64,
+    /// Where to compute.
+    pub device: tch::Device,
+    /// Start anew, or go on from a checkpoint.
+    pub resume: Option<ResumeFrom>,
+}
+
+#[derive(Debug, Serialize)]
+struct RunConfig<'a> {
+    seed: u64,
+    table: &'a Path,
+    #[serde(flatten)]
+    settings: &'a FitSettings,
+}
+
+/// Errors over all windows, steps and channels, on the standardised scale.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Errors {
+    /// Mean squared error.
+    pub mse: f64,
+    /// Mean absolute error.
+    pub mae: f64,
+    /// Windows.
+    pub windows: i64,
+}
+
+impl Errors {
+    /// As metrics with names.
+    pub fn scores(&self) -> Vec<(Metric, f64)> {
+        vec![(Metric::Mse, self.mse), (Metric::Mae, self.mae)]
+    }
+}
+
+/// What a finished fit found.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Trainable values of the model.
+    pub parameters: u64,
+    /// Epoch of the best validation score, counted from 0.
+    pub best_epoch: u64,
+    /// Epochs trained.
+    pub epochs: u64,
+    /// Errors on the validation windows, of the best epoch.
+    pub valid: Errors,
+    /// Errors on the test windows, of the best epoch.
+    pub test: Errors,
+    /// Forecasts of all test windows, `[windows, horizon, channels]` on the standardised scale.
+    pub predictions: Tensor,
+    /// Their targets.
+    pub targets: Tensor,
+    /// Errors on the test windows of forecasts that need no training: the ridge in closed form, and the last season again.
+    pub baselines: Vec<(&'static str, Errors)>,
+    /// Seconds of this process, training and evaluation.
+    pub seconds: f64,
+    /// Largest resident memory of this process, MB, where the system tells.
+    pub peak_mb: Option<f64>,
+}
+
+/// Weight of the squared map in the ridge that stands beside a fit.
+const RIDGE_PENALTY: f64 = 1000.0;
+
+/// Trains on `prepared` in the run folder and evaluates the best epoch.
+///
+/// The same seed and threads give the same bits on a CPU, however often the run was killed and resumed.
+/// # Errors
+/// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the batch saved beside the
+/// checkpoints; [`Error::Interrupted`] after Ctrl-C; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
+pub fn fit(
+    prepared: &Prepared,
+    settings: &FitSettings,
+    options: &FitOptions,
+    observe: &mut dyn FnMut(&Event),
+) -> Result<Outcome> {
+    let start = Instant::now();
+    let (data, train) = (&settings.data, &settings.train);
+    train.validate()?;
+    let config = settings.model.resolve(
+        data.lookback,
+        data.horizon,
+        prepared.panel.names.len() as i64,
+    )?;
+    let vs = VarStore::new(options.device);
+    let model = seeded(step_seed(options.seed, u64::MAX), || {
+        build(&settings.model.preset, &config, &vs.root())
+    })?;
+    nn::check_names(&vs)?;
+    let parameters = nn::parameter_count(&vs);
+
+    let run_options = RunOptions {
+        patience: Some(train.patience),
+        may_change: MAY_CHANGE.map(str::to_owned).to_vec(),
+        ..RunOptions::default()
+    };
+    let run_config = RunConfig {
+        seed: options.seed,
+        table: options.table,
+        settings,
+    };
+    let mut run = Run::open(
+        options.folder,
+        &run_config,
+        options.device,
+        run_options,
+        options.resume,
+    )?;
+    let pipeline = Pipeline {
+        preset: settings.model.preset.clone(),
+        config,
+        time: data.time.clone(),
+        channels: prepared.panel.names.clone(),
+        step: prepared.panel.step,
+        scaler: prepared.scaler.clone(),
+        lookback: data.lookback,
+        horizon: data.horizon,
+    };
+    run.set_preprocess(json!(pipeline).to_string());
+    let mut optimizer = train.optimizer.build(&vs, &[])?;
+    let windows = prepared.train.len() as u64;
+    let steps_per_epoch = windows.div_ceil(train.batch_size as u64);
+    let steps = steps_per_epoch.saturating_mul(train.epochs);
+    let mut schedule = train
+        .schedule
+        .bind(train.optimizer.lr(), steps, steps_per_epoch)?;
+    run.restore(&vs, &mut optimizer, &mut schedule)?;
+    observe(&Event::Started {
+        parameters,
+        steps,
+        done: run.progress().step,
+    });
+
+    while !run.progress().finished && run.progress().epoch < train.epochs && !run.should_stop() {
+        let epoch = run.progress().epoch;
+        let order = permutations(windows as usize, Order::Shared, options.seed, epoch);
+        for numbers in order
+            .chunks(train.batch_size as usize)
+            .skip(run.progress().step_in_epoch as usize)
+        {
+            let step = run.progress().step;
+            let lr = schedule.at(step);
+            optimizer.set_lr(lr);
+            let (past, future) = prepared.train.batch(numbers)?;
+            // Dropout is a function of seed and step, so a resumed run needs no generator's state.
+            let ys = seeded(step_seed(options.seed, step), || {
+                model.forecast(&past, true)
+            })?;
+            let loss = train.loss.of(&ys, &future);
+            optimizer.zero_grad()?;
+            loss.f_backward()?;
+            let norm = (train.clip_norm > 0.0)
+                .then(|| optimizer.clip_grad_norm(train.clip_norm))
+                .transpose()?;
+            optimizer.step()?;
+            if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
+                if matches!(error, Error::Diverged { .. }) {
+                    let batch =
+                        Tensors::from([("past".to_owned(), past), ("future".to_owned(), future)]);
+                    tracing::warn!("the batch is in {}", run.save_diverged(&batch)?.display());
+                }
+                return Err(error);
+            }
+            observe(&Event::Step {
+                epoch,
+                step: run.progress().step,
+                loss: run.epoch_loss(),
+            });
+            stop_if_interrupted(&mut run, &vs, &optimizer, options)?;
+            if run.should_checkpoint() {
+                run.checkpoint(&vs, &optimizer)?;
+            }
+        }
+        let found = evaluate(&*model, &prepared.valid, train.eval_batch_size)?;
+        let score = if train.loss == Loss::Mae {
+            found.mae
+        } else {
+            found.mse
+        };
+        schedule.observe(score, Direction::Lower);
+        run.set_schedule(&schedule);
+        let decision = run.end_epoch(
+            score,
+            Direction::Lower,
+            &[("mse", found.mse), ("mae", found.mae)],
+            &vs,
+            &optimizer,
+        )?;
+        observe(&Event::Epoch {
+            epoch,
+            score,
+            improved: decision.improved,
+        });
+        stop_if_interrupted(&mut run, &vs, &optimizer, options)?;
+    }
+    if !run.progress().finished {
+        run.finish(&vs, &optimizer)?;
+    }
+
+    let epochs = run.progress().epoch;
+    let best_epoch = run.load_best(&vs)?.map_or(0, |best| best.epoch);
+    let valid = evaluate(&*model, &prepared.valid, train.eval_batch_size)?;
+    let (predictions, targets) = predict(&*model, &prepared.test, train.eval_batch_size)?;
+    Ok(Outcome {
+        parameters,
+        best_epoch,
+        epochs,
+        valid,
+        test: errors([Ok((predictions.shallow_clone(), targets.shallow_clone()))].into_iter())?,
+        baselines: baselines(prepared, data, train.eval_batch_size)?,
+        predictions,
+        targets,
+        seconds: start.elapsed().as_secs_f64(),
+        peak_mb: peak_rss_mb(),
+    })
+}
+
+fn stop_if_interrupted(
+    run: &mut Run,
+    vs: &VarStore,
+    optimizer: &densely_train::optim::Optimizer,
+    options: &FitOptions,
+) -> Result<()> {
+    if !run.interrupted() {
+        return Ok(());
+    }
+    run.checkpoint(vs, optimizer)?;
+    Err(Error::Interrupted {
+        folder: options.folder.to_owned(),
+    })
+}
+
+impl Loss {
+    /// The mean over all values.
+    fn of(self, ys: &Tensor, targets: &Tensor) -> Tensor {
+        match self {
+            Self::Mse => ys.mse_loss(targets, Reduction::Mean),
+            Self::Mae => ys.l1_loss(targets, Reduction::Mean),
+        }
+    }
+}
+
+/// Forecasts and targets of all windows, `[windows, horizon, channels]`.
+///
+/// # Errors
+/// [`Error::Shape`] for windows of another size than the model's.
+pub fn predict(model: &dyn Forecaster, windows: &Windows, batch: i64) -> Result<(Tensor, Tensor)> {
+    let _no_grad = tch::no_grad_guard();
+    let mut ys = Vec::new();
+    let mut targets = Vec::new();
+    for one in windows.batches(batch) {
+        let (past, future) = one?;
+        ys.push(model.forecast(&past, false)?);
+        targets.push(future);
+    }
+    Ok((Tensor::cat(&ys, 0), Tensor::cat(&targets, 0)))
+}
+
+/// Errors of `model` over all windows, without keeping its forecasts.
+///
+/// # Errors
+/// [`Error::Shape`] for windows of another size than the model's.
+pub fn evaluate(model: &dyn Forecaster, windows: &Windows, batch: i64) -> Result<Errors> {
+    let _no_grad = tch::no_grad_guard();
+    let pairs = windows.batches(batch).map(|one| {
+        let (past, future) = one?;
+        Ok((model.forecast(&past, false)?, future))
+    });
+    errors(pairs)
+}
+
+/// Errors over pairs of forecasts and targets, summed in f64.
+fn errors(pairs: impl Iterator<Item = Result<(Tensor, Tensor)>>) -> Result<Errors> {
+    let (mut squared, mut absolute, mut count, mut windows) = (0.0, 0.0, 0, 0);
+    for pair in pairs {
+        let (ys, targets) = pair?;
+        let difference = ys.to_kind(Kind::Double) - targets.to_kind(Kind::Double);
+        squared += difference.square().sum(Kind::Double).double_value(&[]);
+        absolute += difference.abs().sum(Kind::Double).double_value(&[]);
+        count += difference.numel();
+        windows += difference.size()[0];
+    }
+    if count == 0 {
+        return Err(Error::config("windows", "there is none to evaluate"));
+    }
+    Ok(Errors {
+        mse: squared / count as f64,
+        mae: absolute / count as f64,
+        windows,
+    })
+}
+
+fn baselines(
+    prepared: &Prepared,
+    data: &DataSettings,
+    batch: i64,
+) -> Result<Vec<(&'static str, Errors)>> {
+    let _no_grad = tch::no_grad_guard();
+    let ridge = Ridge::fit(prepared.train.batches(batch), RIDGE_PENALTY)?;
+    let test = |forecast: &dyn Fn(&Tensor) -> Result<Tensor>| {
+        errors(prepared.test.batches(batch).map(|one| {
+            let (past, future) = one?;
+            Ok((forecast(&past)?, future))
+        }))
+    };
+    Ok(vec![
+        ("ridge", test(&|past| ridge.forward(past))?),
+        (
+            "naive",
+            test(&|past| seasonal_naive(past, data.season, data.horizon))?,
+        ),
+    ])
+}

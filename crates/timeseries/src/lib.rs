@@ -1,0 +1,18 @@
+#![doc = include_str!("../README.md")]
+
+pub mod distributions;
+pub mod fit;
+pub mod layers;
+pub mod linear;
+pub mod models;
+pub mod panel;
+pub mod patch_tsmixer;
+pub mod tsmixer;
+pub mod tsmixer_ext;
+
+pub use densely_core::{Device, Error, Result};
+pub use densely_data as data;
+pub use models::PRESETS;
+pub use patch_tsmixer::{PatchTsMixer, PatchTsMixerConfig};
+pub use tsmixer::{TsMixer, TsMixerConfig};
+pub use tsmixer_ext::{TsMixerExt, TsMixerExtConfig};

@@ -1,0 +1,308 @@
+//! The layers of a PatchTSMixer, outer to inner.
+
+use densely_core::nn::{self, BatchNorm, LayerNorm, Linear};
+use tch::nn::{Module, ModuleT, Path};
+use tch::{Kind, Tensor};
+
+use super::Features;
+use super::config::{Mode, NormKind, PatchTsMixerConfig};
+use crate::layers::normal_linear;
+
+#[derive(Debug)]
+pub(super) struct Layer {
+    channels: Option<ChannelBlock>,
+    patches: PatchBlock,
+    features: FeatureBlock,
+}
+
+impl Layer {
+    pub(super) fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
+        let mixed = config.mode == Mode::MixChannel;
+        Self {
+            channels: mixed.then(|| ChannelBlock::new(&(vs / "channel_feature_mixer"), config)),
+            patches: PatchBlock::new(&(vs / "patch_mixer"), config),
+            features: FeatureBlock::new(&(vs / "feature_mixer"), config),
+        }
+    }
+}
+
+impl ModuleT for Layer {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let xs = match &self.channels {
+            Some(channels) => channels.forward_t(xs, train),
+            None => xs.shallow_clone(),
+        };
+        self.features
+            .forward_t(&self.patches.forward_t(&xs, train), train)
+    }
+}
+
+#[derive(Debug)]
+struct ChannelBlock {
+    norm: Norm,
+    gate: Option<Gate>,
+    mlp: Mlp,
+}
+
+impl ChannelBlock {
+    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
+        let width = config.num_input_channels;
+        Self {
+            norm: Norm::new(&(vs / "norm"), config),
+            gate: Gate::new(vs, width, config),
+            mlp: Mlp::new(&(vs / "mlp"), width, config),
+        }
+    }
+}
+
+impl ModuleT for ChannelBlock {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let ys = self.norm.forward_t(xs, train).permute([0, 3, 2, 1]); // [batch, d, patches, channels]
+        let ys = self.mlp.forward_t(&gated(self.gate.as_ref(), ys), train);
+        xs + ys.permute([0, 3, 2, 1])
+    }
+}
+
+#[derive(Debug)]
+struct PatchBlock {
+    norm: Norm,
+    mlp: Mlp,
+    gate: Option<Gate>,
+    attention: Option<(Attention, Norm)>,
+}
+
+impl PatchBlock {
+    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
+        let width = config.num_patches();
+        let attention = || {
+            (
+                Attention::new(&(vs / "self_attn_layer"), config),
+                Norm::new(&(vs / "norm_attn"), config),
+            )
+        };
+        Self {
+            norm: Norm::new(&(vs / "norm"), config),
+            mlp: Mlp::new(&(vs / "mlp"), width, config),
+            gate: Gate::new(vs, width, config),
+            attention: config.self_attn.then(attention),
+        }
+    }
+}
+
+impl ModuleT for PatchBlock {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let normed = self.norm.forward_t(xs, train);
+        let ys = self.mlp.forward_t(&normed.transpose(2, 3), train); // [batch, channels, d, patches]
+        let ys = gated(self.gate.as_ref(), ys).transpose(2, 3);
+        match &self.attention {
+            None => xs + ys,
+            Some((attention, norm)) => {
+                xs + norm.forward_t(&(ys + attention.forward_t(&normed, train)), train)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FeatureBlock {
+    norm: Norm,
+    mlp: Mlp,
+    gate: Option<Gate>,
+}
+
+impl FeatureBlock {
+    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
+        let width = config.d_model;
+        Self {
+            norm: Norm::new(&(vs / "norm"), config),
+            mlp: Mlp::new(&(vs / "mlp"), width, config),
+            gate: Gate::new(vs, width, config),
+        }
+    }
+}
+
+impl ModuleT for FeatureBlock {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let ys = self.mlp.forward_t(&self.norm.forward_t(xs, train), train);
+        xs + gated(self.gate.as_ref(), ys)
+    }
+}
+
+/// Two linear layers over the last axis.
+#[derive(Debug)]
+struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+    dropout: f64,
+}
+
+impl Mlp {
+    fn new(vs: &Path, width: i64, config: &PatchTsMixerConfig) -> Self {
+        let hidden = width * config.expansion_factor;
+        Self {
+            fc1: normal_linear(&(vs / "fc1"), width, hidden, config.init_std),
+            fc2: normal_linear(&(vs / "fc2"), hidden, width, config.init_std),
+            dropout: config.dropout,
+        }
+    }
+}
+
+impl ModuleT for Mlp {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let ys = self
+            .fc1
+            .forward(xs)
+            .gelu("none")
+            .dropout(self.dropout, train);
+        self.fc2.forward(&ys).dropout(self.dropout, train)
+    }
+}
+
+/// Weighs the last axis by a softmax of itself.
+#[derive(Debug)]
+struct Gate(Linear);
+
+impl Gate {
+    fn new(block: &Path, width: i64, config: &PatchTsMixerConfig) -> Option<Self> {
+        let linear = || {
+            Self(normal_linear(
+                &(block / "gating_block" / "attn_layer"),
+                width,
+                width,
+                config.init_std,
+            ))
+        };
+        config.gated_attn.then(linear)
+    }
+}
+
+fn gated(gate: Option<&Gate>, xs: Tensor) -> Tensor {
+    match gate {
+        Some(Gate(linear)) => linear.forward(&xs).softmax(-1, None::<Kind>) * xs,
+        None => xs,
+    }
+}
+
+/// Multi-head attention among the patches of a channel.
+#[derive(Debug)]
+struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    heads: i64,
+    dropout: f64,
+}
+
+impl Attention {
+    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
+        let linear = |name: &str| {
+            normal_linear(
+                &(vs / name),
+                config.d_model,
+                config.d_model,
+                config.init_std,
+            )
+        };
+        Self {
+            key: linear("k_proj"),
+            value: linear("v_proj"),
+            query: linear("q_proj"),
+            out: linear("out_proj"),
+            heads: config.self_attn_heads,
+            dropout: config.dropout,
+        }
+    }
+}
+
+impl ModuleT for Attention {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let split = |linear: &Linear| {
+            linear
+                .forward(xs)
+                .unflatten(-1, [self.heads, -1])
+                .transpose(2, 3)
+        }; // [batch, channels, heads, patches, d/heads]
+        let (query, key, value) = (split(&self.query), split(&self.key), split(&self.value));
+        let scale = (value.size()[4] as f64).powf(-0.5);
+        let weights = (query * scale)
+            .matmul(&key.transpose(3, 4))
+            .softmax(-1, None::<Kind>);
+        let ys = weights.dropout(self.dropout, train).matmul(&value);
+        self.out.forward(&ys.transpose(2, 3).flatten(3, 4))
+    }
+}
+
+/// Normalisation over the features.
+#[derive(Debug)]
+enum Norm {
+    Layer(LayerNorm),
+    Batch(BatchNorm),
+}
+
+impl Norm {
+    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
+        let vs = vs / "norm";
+        match config.norm_mlp {
+            NormKind::LayerNorm => {
+                Self::Layer(nn::layer_norm(&vs, &[config.d_model], config.norm_eps))
+            }
+            NormKind::BatchNorm => Self::Batch(nn::batch_norm(
+                &(&vs / "batchnorm"),
+                config.d_model,
+                0.1,
+                config.norm_eps,
+            )),
+        }
+    }
+}
+
+impl ModuleT for Norm {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        match self {
+            Self::Layer(norm) => norm.forward(xs),
+            Self::Batch(norm) => {
+                let rows = xs.flatten(0, 1).transpose(1, 2); // [batch · channels, d, patches]
+                let size = xs.size();
+                norm.forward_t(&rows, train).transpose(1, 2).reshape(&size)
+            }
+        }
+    }
+}
+
+/// Gives classification and regression back what scaling took away: the window's level and spread.
+#[derive(Debug)]
+pub(super) struct InjectScale {
+    map_expansion: Linear,
+    map_compression: Linear,
+    expansion: Linear,
+    compression: Linear,
+}
+
+impl InjectScale {
+    pub(super) fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
+        let d = config.d_model;
+        let linear = |name: &str, inputs, outputs| {
+            normal_linear(&(vs / name), inputs, outputs, config.init_std)
+        };
+        Self {
+            expansion: linear("inverse_trans_expansion", d + 2, 2 * d),
+            compression: linear("inverse_trans_compression", 2 * d, d),
+            map_expansion: linear("map_scale_expansion", 2, 4),
+            map_compression: linear("map_scale_compression", 4, 2),
+        }
+    }
+
+    pub(super) fn forward(&self, features: &Features) -> Tensor {
+        let size = features.hidden.size();
+        let moments = Tensor::cat(&[&features.loc, &features.scale], 1)
+            .transpose(1, 2)
+            .unsqueeze(2); // [batch, channels, 1, 2]
+        let moments = self
+            .map_compression
+            .forward(&self.map_expansion.forward(&moments));
+        let moments = moments.expand([size[0], size[1], size[2], 2], false);
+        let xs = Tensor::cat(&[&features.hidden, &moments], 3); // [batch, channels, patches, d + 2]
+        self.compression.forward(&self.expansion.forward(&xs))
+    }
+}

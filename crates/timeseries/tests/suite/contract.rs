@@ -1,0 +1,143 @@
+//! What holds for every preset, at a small size.
+
+use densely_core::{Result, Tensors, seeded};
+use densely_testkit::contract::{Case, check};
+use densely_timeseries::linear::LinearConfig;
+use densely_timeseries::models::PRESETS;
+use densely_timeseries::patch_tsmixer::PatchTsMixerConfig;
+use densely_timeseries::tsmixer::TsMixerConfig;
+use densely_timeseries::tsmixer_ext::TsMixerExtConfig;
+use serde_json::{Value, json};
+use tch::nn::VarStore;
+use tch::{Kind, Tensor};
+
+fn small(name: &str) -> Value {
+    match name {
+        "tsmixer" => {
+            json!({ "lookback": 12, "horizon": 5, "channels": 3, "ff_dim": 6, "dropout": 0.5 })
+        }
+        "tsmixer-ext" => json!({ "lookback": 12, "horizon": 5, "ff_dim": 6, "dropout": 0.5 }),
+        "dlinear" | "nlinear" => {
+            json!({ "lookback": 12, "horizon": 5, "channels": 3, "kernel": 5 })
+        }
+        _ => {
+            json!({ "head": name.trim_start_matches("patchtsmixer-"), "context_length": 18, "patch_length": 4, "patch_stride": 4, "num_input_channels": 3, "d_model": 6, "expansion_factor": 2,
+            "num_layers": 2, "prediction_length": 5, "init_std": 0.3 })
+        }
+    }
+}
+
+fn inputs(small: &Value, rows: i64) -> Tensors {
+    let randn = |size: &[i64]| Tensor::randn(size, tch::kind::FLOAT_CPU);
+    seeded(1, || {
+        if small.get("context_length").is_some() {
+            let mut inputs = Tensors::from([("past".to_owned(), randn(&[rows, 18, 3]))]);
+            if small["head"] == "pretrain" {
+                inputs.insert(
+                    "mask".to_owned(),
+                    randn(&[rows, 3, 4]).gt(0.0).to_kind(Kind::Float),
+                );
+            }
+            return inputs;
+        }
+        if small.get("channels").is_some() {
+            return Tensors::from([("past".to_owned(), randn(&[rows, 12, 3]))]);
+        }
+        Tensors::from([
+            ("past".to_owned(), randn(&[rows, 12, 2])),
+            ("past_known".to_owned(), randn(&[rows, 12, 2])),
+            ("future".to_owned(), randn(&[rows, 5, 2])),
+            ("static".to_owned(), randn(&[rows, 3])),
+        ])
+    })
+}
+
+#[test]
+fn every_preset_keeps_the_contract() -> Result<()> {
+    for preset in PRESETS {
+        check(&Case {
+            preset,
+            small: small(preset.name),
+            inputs,
+            optional: &["mask"],
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn macs_are_those_of_the_config() -> Result<()> {
+    for preset in PRESETS {
+        let config = (preset.config)();
+        let macs = match preset.name {
+            "tsmixer" => densely_core::registry::parse_config::<TsMixerConfig>(&config)?.macs(),
+            "tsmixer-ext" => {
+                densely_core::registry::parse_config::<TsMixerExtConfig>(&config)?.macs()
+            }
+            "dlinear" | "nlinear" => {
+                densely_core::registry::parse_config::<LinearConfig>(&config)?.macs()
+            }
+            _ => densely_core::registry::parse_config::<PatchTsMixerConfig>(&config)?.macs(),
+        };
+        assert_eq!(macs, preset.macs, "{}", preset.name);
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_configs_are_errors_that_name_the_field() {
+    for (name, config, part) in [
+        ("tsmixer", json!({ "lookback": 0 }), "`lookback`"),
+        ("tsmixer", json!({ "dropout": 1.0 }), "`dropout`"),
+        (
+            "tsmixer",
+            json!({ "channels": 3, "target": 3 }),
+            "`target`: must lie in 0 to 2",
+        ),
+        (
+            "tsmixer",
+            json!({ "norm": "group" }),
+            "unknown variant `group`",
+        ),
+        ("tsmixer-ext", json!({ "known": -1 }), "`known`"),
+        ("dlinear", json!({ "kernel": 4 }), "`kernel`: must be odd"),
+        (
+            "patchtsmixer-forecast",
+            json!({ "context_length": 8 }),
+            "`context_length`: must be above patch_length (8), got 8",
+        ),
+        (
+            "patchtsmixer-forecast",
+            json!({ "self_attn": true, "self_attn_heads": 5 }),
+            "`self_attn_heads`: must divide",
+        ),
+        (
+            "patchtsmixer-forecast",
+            json!({ "prediction_channel_indices": [2, 1] }),
+            "ascending",
+        ),
+        (
+            "patchtsmixer-forecast",
+            json!({ "prediction_channel_indices": [7] }),
+            "channels 0 to 6",
+        ),
+        (
+            "patchtsmixer-regression",
+            json!({ "output_range": [1.0, 1.0] }),
+            "`output_range`",
+        ),
+        (
+            "patchtsmixer-forecast",
+            json!({ "init_std": 0.0 }),
+            "`init_std`",
+        ),
+    ] {
+        let vs = VarStore::new(tch::Device::Cpu);
+        let build = || {
+            let preset = densely_core::registry::find(PRESETS, name)?;
+            (preset.build)(&preset.config_with(&config)?, &vs.root())
+        };
+        let message = seeded(0, build).expect_err("a wrong config").to_string();
+        assert!(message.contains(part), "{message}");
+    }
+}

@@ -1,0 +1,6 @@
+//! Tests that go through the crate's public doors.
+
+mod contract;
+mod fit;
+mod goldens;
+mod linear;
