@@ -26,7 +26,8 @@ pub(crate) fn get_file(set: &str, file: &DataFile, data: &Path, offline: bool) -
             Err(error) => problems.push(format!("mirror: {error:#}")),
         }
     }
-    for source in file.sources.iter().filter(|_| !offline) {
+    let at_hand = |source: &&Source| !offline || matches!(source, Source::Shipped { .. });
+    for source in file.sources.iter().filter(at_hand) {
         if found.is_some() {
             break;
         }
