@@ -242,10 +242,11 @@ impl PatchTsMixerConfig {
             ));
         }
         match fields.get("loss").and_then(Value::as_str) {
+            // A saved config leaves out what is the package's default.
             Some("nll") => {
-                known
-                    .entry("distribution_output")
-                    .or_insert_with(|| "student_t".into());
+                if known.get("distribution_output").is_none_or(Value::is_null) {
+                    known.insert("distribution_output".to_owned(), "student_t".into());
+                }
             }
             _ => {
                 known.insert("distribution_output".to_owned(), Value::Null);

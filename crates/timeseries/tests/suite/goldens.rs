@@ -4,9 +4,10 @@ use densely_core::registry::{self, Preset, parse_config};
 use densely_core::weights::{self, Strictness};
 use densely_core::{Result, Tensors, nn, seeded};
 use densely_testkit::{Golden, assert_close};
+use densely_timeseries::distributions::Distribution;
 use densely_timeseries::models::PRESETS;
 use densely_timeseries::patch_tsmixer::{Head, PatchTsMixerConfig, masked_loss};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -207,6 +208,26 @@ fn a_folder_that_transformers_saved_loads_as_it_is() -> Result<()> {
         1e-5,
         1e-6,
     );
+    Ok(())
+}
+
+#[test]
+fn what_a_saved_config_leaves_out_is_the_packages_default() -> Result<()> {
+    let read = |config: Value| PatchTsMixerConfig::from_transformers(&config, Head::Forecast);
+    let plain = read(json!({ "model_type": "patchtsmixer", "scaling": true }))?;
+    assert_eq!(
+        (
+            plain.context_length,
+            plain.d_model,
+            plain.distribution_output
+        ),
+        (32, 8, None)
+    );
+    let likely = read(json!({ "loss": "nll" }))?;
+    assert_eq!(likely.distribution_output, Some(Distribution::StudentT));
+    let normal = read(json!({ "loss": "nll", "distribution_output": "normal" }))?;
+    assert_eq!(normal.distribution_output, Some(Distribution::Normal));
+    assert!(read(json!({ "model_type": "patchtst" })).is_err());
     Ok(())
 }
 
