@@ -26,7 +26,8 @@ pub struct Case {
 }
 
 impl Case {
-    fn request(&self) -> Request<'static> {
+    /// The preset at that size, in f32 on the CPU, as in evaluation.
+    pub fn request(&self) -> Request<'static> {
         Request {
             preset: self.preset,
             overrides: self.small.clone(),

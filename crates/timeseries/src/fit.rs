@@ -585,7 +585,7 @@ impl Loss {
     }
 }
 
-/// Forecasts and targets of all windows, `[windows, horizon, channels]`.
+/// Forecasts and targets of all windows, `[windows, horizon, channels]`, in main memory.
 ///
 /// # Errors
 /// [`Error::Shape`] for windows of another size than the model's.
@@ -595,8 +595,8 @@ pub fn predict(model: &dyn Forecaster, windows: &Windows, batch: i64) -> Result<
     let mut targets = Vec::new();
     for one in windows.batches(batch) {
         let (past, future) = one?;
-        ys.push(model.forecast(&past, false)?);
-        targets.push(future);
+        ys.push(model.forecast(&past, false)?.to_device(tch::Device::Cpu));
+        targets.push(future.to_device(tch::Device::Cpu));
     }
     Ok((Tensor::cat(&ys, 0), Tensor::cat(&targets, 0)))
 }

@@ -8,7 +8,7 @@ use densely_testkit::assert_close;
 use densely_testkit::contract::{Case, check};
 use serde_json::{Value, json};
 use tch::nn::VarStore;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 fn small(name: &str) -> Value {
     let mut config = json!({
@@ -36,17 +36,18 @@ fn inputs(rows: i64) -> Tensors {
     })
 }
 
+fn case(preset: &'static registry::Preset) -> Case {
+    Case {
+        preset,
+        small: small(preset.name),
+        inputs: |_, rows| inputs(rows),
+        optional: &[],
+    }
+}
+
 #[test]
 fn every_preset_keeps_the_contract() -> Result<()> {
-    for preset in PRESETS {
-        check(&Case {
-            preset,
-            small: small(preset.name),
-            inputs: |_, rows| inputs(rows),
-            optional: &[],
-        })?;
-    }
-    Ok(())
+    PRESETS.iter().try_for_each(|preset| check(&case(preset)))
 }
 
 #[test]
@@ -61,27 +62,13 @@ fn macs_are_those_of_the_config() -> Result<()> {
     Ok(())
 }
 
-fn request(preset: &'static registry::Preset) -> Request<'static> {
-    Request {
-        preset,
-        overrides: small(preset.name),
-        weights: None,
-        seed: 0,
-        train: false,
-        dropout: false,
-        grads: false,
-        kind: Kind::Float,
-        device: tch::Device::Cpu,
-    }
-}
-
 #[test]
 fn training_without_dropout_is_evaluation() -> Result<()> {
     for preset in PRESETS {
         let ys = |train| -> Result<Tensor> {
             let request = Request {
                 train,
-                ..request(preset)
+                ..case(preset).request()
             };
             Ok(forward(&request, &inputs(64))?.tensors["y"].shallow_clone())
         };
@@ -97,7 +84,7 @@ fn rows_and_codes_that_do_not_fit_are_named() {
         let message = |x_cat: Tensor| {
             let mut inputs = inputs(4);
             inputs.insert("x_cat".to_owned(), x_cat);
-            forward(&request(preset), &inputs)
+            forward(&case(preset).request(), &inputs)
                 .expect_err("wrong input")
                 .to_string()
         };

@@ -47,9 +47,11 @@ pub(crate) struct Predict {
 
 pub(crate) fn run(arguments: &Predict, common: &Common) -> Result<()> {
     let start = Instant::now();
-    fs::refuse_overwriting("out", &arguments.out, &[&arguments.table])?;
-    let fitted = Fitted::open(&arguments.run, common.device.open()?)?;
     let to_standard = arguments.out == Path::new(STANDARD);
+    if !to_standard {
+        fs::refuse_overwriting("out", &arguments.out, &[&arguments.table])?;
+    }
+    let fitted = Fitted::open(&arguments.run, common.device.open()?)?;
     let pieces = arguments.pieces(fitted.pipeline.preprocessor.row_encoder())?;
     let rows = if to_standard {
         let format = match arguments.output_format.as_str() {

@@ -170,7 +170,8 @@ fn plots(prepared: &Prepared, outcome: &Outcome, folder: &Path) -> Result<Vec<Pa
     let window = prepared.test.len() / 2;
     let (past, future) = prepared.test.batch(&[window])?;
     let line = |name: &str, xs: &Tensor, from: i64| -> Result<Series> {
-        let values: Vec<f64> = Vec::try_from(xs.to_kind(Kind::Double).contiguous())?;
+        let xs = xs.to_device(tch::Device::Cpu).to_kind(Kind::Double);
+        let values: Vec<f64> = Vec::try_from(xs.contiguous())?;
         let points = values
             .into_iter()
             .enumerate()
