@@ -18,7 +18,7 @@
 use std::io::BufRead;
 use std::time::Instant;
 
-use densely_benches::{Bench, CASES, Phase, WORKLOADS, Workload};
+use densely_benches::{Phase, Work, Workload, workloads};
 use densely_core::weights::hex;
 use densely_core::{Device, Error, Result};
 use densely_torch_ext::cuda::Timer;
@@ -68,7 +68,7 @@ struct Floor {
 
 impl Floor {
     fn new(
-        workload: &Workload,
+        workload: &dyn Workload,
         phase: Phase,
         rows: i64,
         bf16: bool,
@@ -163,13 +163,13 @@ fn checksum(predictions: &Tensor) -> Result<String> {
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words.first().is_some_and(|word| word == "--list") {
-        for workload in WORKLOADS {
-            for (phase, batch) in CASES {
+        for workload in workloads() {
+            for (phase, batch) in workload.cases() {
                 let phase = format!("{phase:?}").to_lowercase();
-                let (name, model) = (workload.name, workload.model);
+                let (name, model, peer) = (workload.name(), workload.model(), workload.peer());
                 println!(
                     "{}",
-                    json!({"workload": name, "model": model, "phase": phase, "batch": batch, "peer": "tabular.py"})
+                    json!({"workload": name, "model": model, "phase": phase, "batch": batch, "peer": peer})
                 );
             }
         }
@@ -182,10 +182,7 @@ fn main() -> Result<()> {
         ));
     };
     let unknown = || Error::config("workload", format!("there is none named `{name}`"));
-    let workload = WORKLOADS
-        .iter()
-        .find(|w| w.name == name)
-        .ok_or_else(unknown)?;
+    let workload = workloads().find(|w| w.name() == name).ok_or_else(unknown)?;
     let phase: Phase = phase.parse()?;
     let rows: i64 = batch
         .parse()
@@ -200,17 +197,17 @@ fn main() -> Result<()> {
     } else {
         (0.0, 0.0)
     };
-    // Reading and writing what AdamW must: parameter, gradient and two moments, three of them written back.
+    // Reading and writing what Adam must: parameter, gradient and two moments, three of them written back.
     let bytes = if phase == Phase::Train {
         7 * bench.parameter_bytes()
     } else {
         0
     };
-    let work = |bench: &mut Bench| match phase {
+    let work = |bench: &mut dyn Work| match phase {
         Phase::Train => bench.train_step(),
         Phase::Infer => bench.infer().map(|_| ()),
     };
-    measure(device, &mut || work(&mut bench))?; // warm-up
+    measure(device, &mut || work(&mut *bench))?; // warm-up
     let peak = peak_rss_mb();
     let mut floor = None;
     println!(
@@ -220,7 +217,7 @@ fn main() -> Result<()> {
     );
     for line in std::io::stdin().lock().lines() {
         line.map_err(Error::io("standard input"))?;
-        let ms = measure(device, &mut || work(&mut bench))?;
+        let ms = measure(device, &mut || work(&mut *bench))?;
         let checksum = match phase {
             Phase::Train => None,
             Phase::Infer => Some(checksum(&bench.infer()?)?),

@@ -1,4 +1,4 @@
-"""The Python side of the comparison: package `tabm` in PyTorch, eager or compiled, on the work of benches/lib.rs.
+"""The Python side of the comparison: package `tabm` in PyTorch, eager or compiled, on the work of benches/src/tabular.rs.
 
     python benches/peers/tabular.py WORKLOAD PHASE BATCH DTYPE DEVICE PEER
 
@@ -6,20 +6,15 @@ PEER is `eager` or `compiled`. Weights and rows come from the same seeds as ours
 gradient norm), then measures whenever a line arrives on standard input; see benches/examples/side.rs for the lines.
 """
 
-import hashlib
-import json
-import resource
-import sys
-import time
-import warnings
-
 import rtdl_num_embeddings
 import tabm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-# name -> (model, features, blocks, width, embedded), as in benches/lib.rs
+import side
+
+# name -> (model, features, blocks, width, embedded), as in benches/src/tabular.rs
 WORKLOADS = {
     "tabm-8": ("tabm", 8, 3, 512, False),
     "tabm-100": ("tabm", 100, 3, 512, False),
@@ -96,52 +91,6 @@ class Bench:
         return loss.item(), norm.item()
 
 
-def timed(work, device: str) -> float:
-    """Milliseconds of `work`: by the clock, on a GPU by its own events."""
-    if device != "cpu":
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop)
-    begin = time.perf_counter()
-    work()
-    return (time.perf_counter() - begin) * 1e3
-
-
-def measure(work, device: str) -> list[float]:
-    """As in benches/examples/side.rs."""
-    times, start = [], time.perf_counter()
-    while True:
-        times.append(timed(work, device))
-        seconds = time.perf_counter() - start
-        if len(times) >= 1000 or (seconds > 0.5 and len(times) >= (2 if seconds > 1.5 else 3)):
-            return times
-
-
-def say(line: dict) -> None:
-    print(json.dumps(line), flush=True)
-
-
-def main() -> None:
-    warnings.filterwarnings("ignore")
-    name, phase, batch, dtype, device, peer = sys.argv[1:]
-    bench = Bench(name, int(batch), dtype, device, peer == "compiled")
-    bench.model.eval()
-    outputs = bench.infer().double().cpu().tolist()
-    loss, norm = bench.loss_and_gradient_norm() if phase == "train" else (0.0, 0.0)
-    bench.model.train(phase == "train")
-    work = bench.train_step if phase == "train" else bench.infer
-    work()  # compiles
-    measure(work, bench.device)  # warm-up
-    say({"ready": True, "outputs": outputs[:64], "loss": loss, "gradient_norm": norm, "threads": torch.get_num_threads()})
-    for _ in sys.stdin:
-        ms = measure(work, bench.device)
-        checksum = hashlib.sha256(bench.infer().cpu().numpy().tobytes()).hexdigest() if phase == "infer" else None
-        say({"ms": ms, "checksum": checksum})
-    say({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
-
-
 if __name__ == "__main__":
-    main()
+    name, phase, batch, dtype, device, peer = side.arguments()
+    side.run(Bench(name, int(batch), dtype, device, peer == "compiled"), phase)

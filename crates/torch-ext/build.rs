@@ -37,7 +37,7 @@ fn compile_kernels(x86: bool) {
         }
         build
             .define("LEVEL", *level)
-            .file("src/cpu/kernels.cpp")
+            .files(["src/cpu/kernels.cpp", "src/cpu/mixer_kernels.cpp"])
             .compile(&format!("densely_kernels_{level}"));
     }
 }
@@ -120,6 +120,7 @@ fn main() {
             "src/memory.cpp",
             "src/optim.cpp",
             "src/cpu/members.cpp",
+            "src/cpu/mixer.cpp",
             "src/cpu/piecewise.cpp",
         ])
         .include(root.join("include"))

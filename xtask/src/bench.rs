@@ -8,6 +8,8 @@ mod page;
 mod side;
 mod tables;
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -102,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "bench",
         "--workspace",
         "--bench",
-        "tabular",
+        "models",
         "--profile",
         "dev",
         "--",
@@ -112,9 +114,36 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         command.args(["--save-baseline", name]);
     }
     if let Some(name) = &arguments.against {
+        let saved = saved(&shell::target().join("criterion"));
+        if !saved.contains(name) {
+            let known: Vec<String> = saved.into_iter().collect();
+            bail!(
+                "no times are kept under `{name}`: {}; keep some with `cargo xtask bench --save {name}`",
+                if known.is_empty() {
+                    "none are kept at all".to_owned()
+                } else {
+                    format!("there are {}", known.join(", "))
+                }
+            );
+        }
         command.args(["--baseline", name]);
     }
     shell::run(&mut command)
+}
+
+/// Names under which criterion keeps times, in `criterion/GROUP/CASE/NAME`.
+fn saved(criterion: &Path) -> BTreeSet<String> {
+    let inside = |folder: PathBuf| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten();
+        entries.flatten().map(|entry| entry.path())
+    };
+    inside(criterion.to_owned())
+        .flat_map(inside)
+        .flat_map(inside)
+        .filter(|folder| folder.join("estimates.json").is_file())
+        .filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()))
+        .filter(|name| !["base", "new", "change"].contains(&name.as_str()))
+        .collect()
 }
 
 fn compare(arguments: &Arguments) -> Result<()> {
@@ -296,4 +325,23 @@ fn entries(
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_found_under_the_names_that_keep_them() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        assert!(saved(&folder.path().join("none")).is_empty());
+        for name in ["before", "base", "new"] {
+            let kept = folder.path().join("tabm-8").join("infer-1").join(name);
+            std::fs::create_dir_all(&kept)?;
+            std::fs::write(kept.join("estimates.json"), "{}")?;
+        }
+        std::fs::create_dir_all(folder.path().join("tabm-8").join("infer-1").join("report"))?;
+        assert_eq!(saved(folder.path()), BTreeSet::from(["before".to_owned()]));
+        Ok(())
+    }
 }

@@ -92,11 +92,9 @@ pub(crate) fn program_path() -> PathBuf {
     let beside = std::env::current_exe()
         .ok()
         .and_then(|path| Some(path.parent()?.join("densely")));
-    let target = shell::variable("CARGO_TARGET_DIR")
-        .map_or_else(|| shell::root().join("target"), PathBuf::from);
     beside
         .filter(|path| path.is_file())
-        .unwrap_or_else(|| target.join("debug").join("densely"))
+        .unwrap_or_else(|| shell::target().join("debug").join("densely"))
 }
 
 /// Stale tables. Needs the program: where it is not built this says so and checks nothing.

@@ -13,6 +13,11 @@ pub(crate) fn root() -> &'static Path {
         .unwrap_or(Path::new("."))
 }
 
+/// Where cargo builds.
+pub(crate) fn target() -> PathBuf {
+    variable("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// `path` as seen from the root of the repository, for messages.
 pub(crate) fn shown(path: &Path) -> String {
     path.strip_prefix(root())

@@ -1,6 +1,7 @@
 //! Blocks that several forecasting models use.
 
 use densely_core::nn::{Linear, buffer, parameter};
+use densely_torch_ext::fused;
 use serde::{Deserialize, Serialize};
 use tch::nn::{ModuleT, Path};
 use tch::{Device, Kind, Tensor};
@@ -144,6 +145,27 @@ impl PlaneNorm {
             running,
         }
     }
+
+    /// The batch norm as the fused operations take it, views with the plane's axes as they stand; `None` for the layer norm.
+    pub fn fused(&self) -> Option<fused::PlaneNorm> {
+        let running = self.running.as_ref()?;
+        let view = |xs: &Tensor| xs.view(self.plane);
+        Some(fused::PlaneNorm {
+            gamma: view(&self.weight),
+            beta: view(&self.bias),
+            running_mean: view(&running.mean),
+            running_variance: view(&running.variance),
+            eps: Self::EPS,
+            momentum: Self::MOMENTUM,
+        })
+    }
+
+    /// Counts a batch that a fused operation has seen.
+    pub fn count(&self) {
+        if let Some(running) = &self.running {
+            running.count();
+        }
+    }
 }
 
 impl ModuleT for PlaneNorm {
@@ -183,6 +205,11 @@ impl Running {
             .variance
             .shallow_clone()
             .lerp_(&variance, PlaneNorm::MOMENTUM);
+        self.count();
+    }
+
+    fn count(&self) {
+        let _no_grad = tch::no_grad_guard();
         let _ = self.batches.shallow_clone().g_add_scalar_(1);
     }
 }

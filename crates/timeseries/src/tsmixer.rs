@@ -19,7 +19,9 @@
 //! | `tsmixer` | T 512, H 96, C 7, 2 blocks, ff 64 (ETTh1) | 605,180 | 4,931,584 |
 
 use densely_core::nn::Linear;
+use densely_core::random::draw_seed;
 use densely_core::{Error, Model, Result, Tensors, check, registry};
+use densely_torch_ext::fused;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{Module, ModuleT, Path};
@@ -183,19 +185,32 @@ impl TsMixer {
             }
             None => (past.shallow_clone(), None),
         };
-        let xs = self
-            .blocks
-            .iter()
-            .fold(xs, |xs, block| block.forward_t(&xs, train));
+        let xs = xs.transpose(1, 2); // [batch, channels, lookback]
+        let mut blocks = self.blocks.iter();
+        let xs = if self.fuses() {
+            blocks.try_fold(xs, |xs, block| block.forward_fused(&xs, train))?
+        } else {
+            let xs = xs.transpose(1, 2);
+            blocks
+                .fold(xs, |xs, block| block.forward_t(&xs, train))
+                .transpose(1, 2)
+        };
         let xs = match self.config.target {
-            Some(target) => xs.narrow(2, target, 1),
+            Some(target) => xs.narrow(1, target, 1),
             None => xs,
         };
-        let ys = self.out.forward(&xs.transpose(1, 2)).transpose(1, 2); // [batch, horizon, outputs]
+        let ys = self.out.forward(&xs).transpose(1, 2); // [batch, horizon, outputs]
         Ok(match (&self.norm, moments) {
             (Some(norm), Some(moments)) => norm.undo(&ys, &moments, self.config.target),
             _ => ys,
         })
+    }
+
+    /// Whether the blocks run as fused operations: on the CPU, for the norm and the activation of all published results.
+    fn fuses(&self) -> bool {
+        self.config.norm == PlaneNormKind::Batch
+            && self.config.activation == Activation::Relu
+            && fused::enabled_without_autocast(&self.out.weight)
     }
 
     fn check(&self, past: &Tensor) -> Result<()> {
@@ -235,6 +250,17 @@ impl Block {
     }
 }
 
+impl Block {
+    /// As [`forward_t`](ModuleT::forward_t), for windows that lie channel by channel, `[batch, channels, lookback]`.
+    fn forward_fused(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let xs = self.time.forward_fused(xs, train)?;
+        match &self.features {
+            Some(features) => features.forward_fused(&xs, train),
+            None => Ok(xs),
+        }
+    }
+}
+
 impl ModuleT for Block {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
         let xs = self.time.forward_t(xs, train);
@@ -265,6 +291,32 @@ impl TemporalMixing {
             activation: config.activation,
             dropout: config.dropout,
         }
+    }
+}
+
+impl TemporalMixing {
+    fn forward_fused(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let Self { norm, linear, .. } = self;
+        let (plane, bias) = (norm.fused(), linear.bias.as_ref());
+        let (Some(plane), Some(bias)) = (plane, bias) else {
+            return Err(Error::config("norm", "only the batch norm is fused"));
+        };
+        let seed = seed_of(self.dropout, train);
+        let weights = [&linear.weight, bias];
+        let ys = fused::mix_time(xs, &plane, weights, self.dropout, seed, train);
+        if train {
+            norm.count();
+        }
+        ys.map_err(Error::torch)
+    }
+}
+
+/// A seed for the dropout of a fused operation, where it drops.
+fn seed_of(dropout: f64, train: bool) -> i64 {
+    if train && dropout > 0.0 {
+        draw_seed()
+    } else {
+        0
     }
 }
 
@@ -301,6 +353,29 @@ impl FeatureMixing {
             activation: config.activation,
             dropout: config.dropout,
         }
+    }
+}
+
+impl FeatureMixing {
+    fn forward_fused(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let Self {
+            norm,
+            linear_1,
+            linear_2,
+            ..
+        } = self;
+        let plane = norm.fused().map(fused::PlaneNorm::transposed);
+        let biases = (linear_1.bias.as_ref(), linear_2.bias.as_ref());
+        let (Some(plane), (Some(bias_1), Some(bias_2))) = (plane, biases) else {
+            return Err(Error::config("norm", "only the batch norm is fused"));
+        };
+        let seed = seed_of(self.dropout, train);
+        let weights = [&linear_1.weight, bias_1, &linear_2.weight, bias_2];
+        let ys = fused::mix_features(xs, &plane, weights, self.dropout, seed, train);
+        if train {
+            norm.count();
+        }
+        ys.map_err(Error::torch)
     }
 }
 

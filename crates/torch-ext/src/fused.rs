@@ -45,6 +45,11 @@ pub fn enabled(xs: &Tensor) -> bool {
         && matches!(xs.kind(), Kind::Float | Kind::Double)
 }
 
+/// As [`enabled`], for operations that do not compute in autocast's kind: never under autocast.
+pub fn enabled_without_autocast(xs: &Tensor) -> bool {
+    enabled(xs) && !ffi::autocast_enabled(0).unwrap_or(true)
+}
+
 /// Whether nobody has switched the fast paths off, by [`PlainPaths`] or `DENSELY_FAST=0`.
 pub fn wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
@@ -181,6 +186,109 @@ pub fn piecewise(xs: &Tensor, embedding: &Piecewise) -> Result<Tensor, String> {
             weight0,
             bias0,
             *relu,
+        ))
+    }
+}
+
+/// The batch norm of each point of a plane `[channels, steps]`, over windows.
+#[derive(Debug)]
+pub struct PlaneNorm {
+    /// Scale, `[channels, steps]`.
+    pub gamma: Tensor,
+    /// Shift, `[channels, steps]`.
+    pub beta: Tensor,
+    /// Running mean, `[channels, steps]`: a view of the buffer, which training moves.
+    pub running_mean: Tensor,
+    /// Running variance, as the mean; the biased one of each batch goes in.
+    pub running_variance: Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+    /// Weight of the new batch in the running averages.
+    pub momentum: f64,
+}
+
+impl PlaneNorm {
+    /// The same norm where it is given for `[steps, channels]`.
+    pub fn transposed(self) -> Self {
+        let turn = |xs: Tensor| xs.transpose(0, 1);
+        Self {
+            gamma: turn(self.gamma),
+            beta: turn(self.beta),
+            running_mean: turn(self.running_mean),
+            running_variance: turn(self.running_variance),
+            ..self
+        }
+    }
+}
+
+/// `x + dropout(relu(norm(x) Wᵀ + b))` over the steps of each channel, differentiable once.
+///
+/// # Shapes
+/// `xs`: `[batch, channels, steps]`; `weight`: `[steps, steps]`; `bias`: `[steps]`.
+///
+/// In training the norm takes the statistics of the batch and moves the running ones. Dropout is a function of `seed` and the place.
+/// # Errors
+/// A sentence, when shapes or kinds do not fit.
+pub fn mix_time(
+    xs: &Tensor,
+    norm: &PlaneNorm,
+    [weight, bias]: [&Tensor; 2],
+    dropout: f64,
+    seed: i64,
+    train: bool,
+) -> Result<Tensor, String> {
+    // SAFETY: the addresses are those of tensors borrowed for the call.
+    unsafe {
+        owned(ffi::mixer_time(
+            address(xs),
+            address(weight),
+            address(bias),
+            address(&norm.gamma),
+            address(&norm.beta),
+            address(&norm.running_mean),
+            address(&norm.running_variance),
+            norm.eps,
+            norm.momentum,
+            dropout,
+            seed,
+            train,
+        ))
+    }
+}
+
+/// `x + dropout(W2 dropout(relu(W1 norm(x) + b1)) + b2)` over the channels of each step, differentiable once.
+///
+/// # Shapes
+/// `xs`: `[batch, channels, steps]`; the layers: W1 `[hidden, channels]`, b1 `[hidden]`, W2 `[channels, hidden]`, b2 `[channels]`.
+///
+/// Never holds the hidden layer: a tile of steps passes through it in the processor's cache, forward and backward.
+/// # Errors
+/// A sentence, when shapes or kinds do not fit.
+pub fn mix_features(
+    xs: &Tensor,
+    norm: &PlaneNorm,
+    [w1, bias1, w2, bias2]: [&Tensor; 4],
+    dropout: f64,
+    seed: i64,
+    train: bool,
+) -> Result<Tensor, String> {
+    // SAFETY: the addresses are those of tensors borrowed for the call.
+    unsafe {
+        owned(ffi::mixer_features(
+            address(xs),
+            address(w1),
+            address(bias1),
+            address(w2),
+            address(bias2),
+            address(&norm.gamma),
+            address(&norm.beta),
+            address(&norm.running_mean),
+            address(&norm.running_variance),
+            norm.eps,
+            norm.momentum,
+            dropout,
+            seed,
+            train,
         ))
     }
 }

@@ -2,5 +2,6 @@
 
 mod contract;
 mod fit;
+mod fused;
 mod goldens;
 mod linear;

@@ -1,5 +1,6 @@
 // See kernels.h. Plain loops that the compiler turns into vectors; LEVEL names the instruction set.
 #include "kernels.h"
+#include "random.h"
 
 namespace densely {
 namespace LEVEL {
@@ -26,21 +27,6 @@ void scale(A* u, const A* x, const P* r, long rows, long cols) {
   for (long row = 0; row < rows; ++row) {
     for (long c = 0; c < cols; ++c) store(u + row * cols + c, load(x + row * cols + c) * r[c]);
   }
-}
-
-inline unsigned long long mix(unsigned long long z) {  // splitmix64's finaliser
-  z += 0x9e3779b97f4a7c15ull;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
-}
-
-/// 32 random bits of a column, given the row's two keys: "lowbias32" with a key before and one inside.
-inline unsigned column_bits(unsigned column, unsigned key, unsigned inner) {
-  unsigned z = column * 0x9e3779b1u + key;
-  z = (z ^ (z >> 16)) * 0x7feb352du;
-  z = ((z ^ (z >> 15)) + inner) * 0x846ca68bu;
-  return z ^ (z >> 16);
 }
 
 template <bool HAS_S, bool DROPS, typename P, typename A>

@@ -1,16 +1,16 @@
-//! Criterion benchmarks of the tabular models: training steps, and inference at batch 1 and at a throughput batch.
+//! Criterion benchmarks of every model: training steps, and inference at batch 1 and at a throughput batch.
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use densely_benches::{CASES, Phase, WORKLOADS};
+use densely_benches::{Phase, workloads};
 use tch::Device;
 
 fn benches(criterion: &mut Criterion) {
-    for workload in WORKLOADS {
-        let mut group = criterion.benchmark_group(workload.name);
+    for workload in workloads() {
+        let mut group = criterion.benchmark_group(workload.name());
         group.sample_size(10);
         // A step takes up to seconds: as many repetitions in each sample.
         group.sampling_mode(SamplingMode::Flat);
-        for (phase, rows) in CASES {
+        for &(phase, rows) in workload.cases() {
             group.throughput(Throughput::Elements(rows as u64));
             match phase {
                 Phase::Train => group.bench_function(format!("train-{rows}"), |b| {
@@ -29,5 +29,5 @@ fn benches(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(tabular, benches);
-criterion_main!(tabular);
+criterion_group!(all, benches);
+criterion_main!(all);

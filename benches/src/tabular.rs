@@ -1,6 +1,4 @@
-//! The work that is measured, shared by the criterion benchmarks and by the comparison with Python.
-//!
-//! Run with `cargo xtask bench`; the same work in Python is in `benches/peers`.
+//! TabM and relatives on rows of numbers; the Python side is `peers/tabular.py`.
 
 use densely_core::{Error, Result, nn, seeded};
 use densely_tabular::bins::quantile_bins;
@@ -12,6 +10,8 @@ use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
+use crate::{Phase, Work, Workload};
+
 /// Rows that the bins of an embedding are made from.
 const BIN_ROWS: i64 = 10_000;
 /// Bins of an embedding, the package's default.
@@ -19,23 +19,21 @@ const BINS: i64 = 48;
 
 /// A model of a size, as both sides measure it. Everything else is the `tabm` package's default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Workload {
-    /// Name in tables and on the command line.
-    pub name: &'static str,
-    /// Preset.
-    pub model: &'static str,
+pub(crate) struct Tabular {
+    name: &'static str,
+    model: &'static str,
     /// Numerical features; there are no others.
-    pub features: i64,
+    features: i64,
     /// Blocks.
-    pub n_blocks: i64,
+    n_blocks: i64,
     /// Width of a block.
-    pub d_block: i64,
+    d_block: i64,
     /// Whether features are embedded piecewise-linearly (48 bins, 16 wide, version B).
-    pub embedded: bool,
+    embedded: bool,
 }
 
 /// What is measured: the package's default sizes, and the size of the quick recipes.
-pub const WORKLOADS: [Workload; 9] = [
+pub(crate) static WORKLOADS: [Tabular; 9] = [
     workload("tabm-8", "tabm", 8, 3, 512),
     workload("tabm-100", "tabm", 100, 3, 512),
     workload("tabm-mini-8", "tabm-mini", 8, 3, 512),
@@ -53,8 +51,8 @@ const fn workload(
     features: i64,
     n_blocks: i64,
     d_block: i64,
-) -> Workload {
-    Workload {
+) -> Tabular {
+    Tabular {
         name,
         model,
         features,
@@ -64,49 +62,16 @@ const fn workload(
     }
 }
 
-const fn embedded(workload: Workload) -> Workload {
-    Workload {
+const fn embedded(workload: Tabular) -> Tabular {
+    Tabular {
         embedded: true,
         ..workload
     }
 }
 
-/// What is done with the rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Forward, loss, backward, clipping at 1, AdamW; dropout 0.1.
-    Train,
-    /// Averaged predictions.
-    Infer,
-}
-
-impl std::str::FromStr for Phase {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "train" => Ok(Self::Train),
-            "infer" => Ok(Self::Infer),
-            other => Err(Error::config(
-                "phase",
-                format!("`train` or `infer`, not `{other}`"),
-            )),
-        }
-    }
-}
-
-/// The phases and batch sizes of every workload.
-pub const CASES: [(Phase, i64); 5] = [
-    (Phase::Train, 256),
-    (Phase::Train, 1024),
-    (Phase::Infer, 1),
-    (Phase::Infer, 64),
-    (Phase::Infer, 4096),
-];
-
 /// A model with its optimiser and rows to work on.
 #[derive(Debug)]
-pub struct Bench {
+struct Bench {
     store: VarStore,
     model: Box<dyn TabularModel>,
     optimizer: Optimizer,
@@ -115,12 +80,33 @@ pub struct Bench {
     bf16: bool,
 }
 
-impl Workload {
-    /// Builds the model and `rows` rows on `device`, all from one seed; `bf16` runs under autocast.
-    ///
-    /// # Errors
-    /// Those of the model's config.
-    pub fn build(&self, rows: i64, device: Device, bf16: bool) -> Result<Bench> {
+/// The phases and batch sizes of every workload.
+const CASES: [(Phase, i64); 5] = [
+    (Phase::Train, 256),
+    (Phase::Train, 1024),
+    (Phase::Infer, 1),
+    (Phase::Infer, 64),
+    (Phase::Infer, 4096),
+];
+
+impl Workload for Tabular {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn model(&self) -> &'static str {
+        self.model
+    }
+
+    fn peer(&self) -> &'static str {
+        "tabular.py"
+    }
+
+    fn cases(&self) -> &'static [(Phase, i64)] {
+        &CASES
+    }
+
+    fn build(&self, rows: i64, device: Device, bf16: bool) -> Result<Box<dyn Work>> {
         let embedding = if self.embedded {
             let x = seeded(2, || {
                 Tensor::randn([BIN_ROWS, self.features], tch::kind::FLOAT_CPU)
@@ -149,18 +135,17 @@ impl Workload {
             let y = x_num.sum_dim_intlist(1, false, Kind::Float).sin();
             (x_num.to_device(device), y.to_device(device))
         });
-        Ok(Bench {
+        Ok(Box::new(Bench {
             store,
             model,
             optimizer,
             x_num,
             y,
             bf16,
-        })
+        }))
     }
 
-    /// The matrix products that a case must do, as `[batches, m, k, n]` each.
-    pub fn products(&self, phase: Phase, rows: i64) -> Vec<[i64; 4]> {
+    fn products(&self, phase: Phase, rows: i64) -> Vec<[i64; 4]> {
         let packed = self.model == "tabm-packed";
         let k = if self.model == "mlp" { 1 } else { 32 };
         let width = self.features * if self.embedded { 16 } else { 1 };
@@ -194,12 +179,11 @@ impl Bench {
         };
         Ok(members_loss(&ys, &self.y, None, Task::Regression))
     }
+}
 
-    /// One training step.
-    ///
-    /// # Errors
-    /// Those of the model and of libtorch.
-    pub fn train_step(&mut self) -> Result<()> {
+impl Work for Bench {
+    /// Clips at 1, then AdamW; dropout 0.1.
+    fn train_step(&mut self) -> Result<()> {
         let loss = self.loss(true)?;
         self.optimizer.zero_grad()?;
         loss.f_backward()?;
@@ -207,22 +191,15 @@ impl Bench {
         self.optimizer.step()
     }
 
-    /// Averaged predictions of all rows: `[rows]`.
-    ///
-    /// # Errors
-    /// Those of the model.
-    pub fn infer(&self) -> Result<Tensor> {
+    /// Averaged over the members, `[rows]`.
+    fn infer(&self) -> Result<Tensor> {
         let _inference = densely_torch_ext::InferenceMode::new();
         let _autocast = self.autocast()?;
         let ys = self.model.forward_members(Some(&self.x_num), None, false)?;
         Ok(ys.mean_dim([1i64, 2].as_slice(), false, Kind::Float))
     }
 
-    /// Loss and norm of all gradients without dropout, for a check that both sides compute the same function.
-    ///
-    /// # Errors
-    /// Those of the model and of libtorch.
-    pub fn loss_and_gradient_norm(&mut self) -> Result<(f64, f64)> {
+    fn loss_and_gradient_norm(&mut self) -> Result<(f64, f64)> {
         let loss = self.loss(false)?;
         self.optimizer.zero_grad()?;
         loss.f_backward()?;
@@ -231,8 +208,7 @@ impl Bench {
         Ok((loss.double_value(&[]), norm.double_value(&[])))
     }
 
-    /// Bytes of all trainable parameters.
-    pub fn parameter_bytes(&self) -> u64 {
+    fn parameter_bytes(&self) -> u64 {
         4 * nn::parameter_count(&self.store)
     }
 }

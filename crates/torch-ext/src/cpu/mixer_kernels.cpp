@@ -1,0 +1,361 @@
+// See mixer_kernels.h. Small matrix products over vectors of steps: the right sides lie in the cache, and a block of the result stays in
+// registers, which general products do not reach where a side has seven rows.
+#include "mixer_kernels.h"
+#include "random.h"
+
+namespace densely {
+namespace LEVEL {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64, kRows = 4, kVectors = 4;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32, kRows = 4, kVectors = 2;
+#else
+constexpr int kBytes = 16, kRows = 4, kVectors = 2;
+#endif
+
+/// A vector of P, and one of as many 32-bit numbers.
+template <typename P>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float Vector __attribute__((vector_size(kBytes)));
+  typedef int Mask __attribute__((vector_size(kBytes)));
+  typedef unsigned Bits __attribute__((vector_size(kBytes)));
+};
+template <>
+struct Lanes<double> {
+  typedef double Vector __attribute__((vector_size(kBytes)));
+  typedef long long Mask __attribute__((vector_size(kBytes)));
+  typedef unsigned Bits __attribute__((vector_size(kBytes / 2)));
+};
+template <typename P>
+using Vector = typename Lanes<P>::Vector;
+template <typename P>
+constexpr long kLanes = kBytes / static_cast<long>(sizeof(P));
+/// Widths are rounded up to whole blocks.
+template <typename P>
+constexpr long kBlock = kLanes<P>* kVectors;
+
+template <typename P>
+inline Vector<P> load(const P* from) {
+  Vector<P> xs;
+  __builtin_memcpy(&xs, from, sizeof xs);
+  return xs;
+}
+template <typename P>
+inline void store(P* to, Vector<P> xs) { __builtin_memcpy(to, &xs, sizeof xs); }
+
+template <typename P>
+inline P sum(Vector<P> xs) {
+  P values[kLanes<P>];
+  __builtin_memcpy(values, &xs, sizeof xs);
+  for (long step = kLanes<P> / 2; step > 0; step /= 2) {
+    for (long i = 0; i < step; ++i) values[i] += values[i + step];
+  }
+  return values[0];
+}
+
+/// The first columns of a row, times kColumn.
+template <typename P>
+struct Columns {
+  static typename Lanes<P>::Bits first() {
+    typename Lanes<P>::Bits columns{};
+    for (int i = 0; i < kLanes<P>; ++i) columns[i] = kColumn * static_cast<unsigned>(i);
+    return columns;
+  }
+};
+
+/// The row keys of a dropout.
+struct Keys {
+  Keys() = default;
+  Keys(const Dropout& dropout, unsigned long long row) {
+    const unsigned long long keys = mix(dropout.seed ^ mix(row));
+    key = static_cast<unsigned>(keys), inner = static_cast<unsigned>(keys >> 32);
+  }
+  unsigned key = 0, inner = 0;
+};
+
+/// xs where the dropout keeps the columns from `column` on, else 0.
+template <typename P>
+inline Vector<P> keep(Vector<P> xs, const Dropout& dropout, Keys keys, long column) {
+  const auto place = Columns<P>::first() + (static_cast<unsigned>(column) * kColumn + keys.key);
+  const auto kept = scramble(place, keys.inner) >= dropout.threshold;
+  return __builtin_convertvector(kept, typename Lanes<P>::Mask) ? xs : Vector<P>{};
+}
+
+/// A matrix with any strides, of which single values are read.
+template <typename P>
+struct Weights {
+  const P* data;
+  long row, col;
+};
+
+template <int R, typename P, typename Finish>
+void product_rows(P* out, const Weights<P>& w, const P* bias, const P* x, long first, long inner, long width, bool add, Finish finish) {
+  for (long t = 0; t < width; t += kBlock<P>) {
+    Vector<P> sums[R][kVectors];
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        P* at = out + (first + r) * width + t + v * kLanes<P>;
+        sums[r][v] = add ? load(at) : Vector<P>{} + (bias ? bias[first + r] : P(0));
+      }
+    }
+    for (long k = 0; k < inner; ++k) {
+      Vector<P> xs[kVectors];
+      for (int v = 0; v < kVectors; ++v) xs[v] = load(x + k * width + t + v * kLanes<P>);
+      for (int r = 0; r < R; ++r) {
+        const P weight = w.data[(first + r) * w.row + k * w.col];
+        for (int v = 0; v < kVectors; ++v) sums[r][v] += weight * xs[v];
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const long column = t + v * kLanes<P>;
+        store(out + (first + r) * width + column, finish(sums[r][v], first + r, column));
+      }
+    }
+  }
+}
+
+/// out[row] = finish(Σ w[row, k] x[k] + bias[row]), or with `add` onto what stands in out; rows of `width`, which is whole blocks.
+template <typename P, typename Finish>
+void product(P* out, const Weights<P>& w, const P* bias, const P* x, long rows, long inner, long width, bool add, Finish finish) {
+  long row = 0;
+  for (; row + kRows <= rows; row += kRows) product_rows<kRows>(out, w, bias, x, row, inner, width, add, finish);
+  switch (rows - row) {
+    case 3: product_rows<3>(out, w, bias, x, row, inner, width, add, finish); break;
+    case 2: product_rows<2>(out, w, bias, x, row, inner, width, add, finish); break;
+    case 1: product_rows<1>(out, w, bias, x, row, inner, width, add, finish); break;
+    default: break;
+  }
+}
+
+template <int R, int C, typename P>
+void dots_block(P* out, long row_stride, long col_stride, const P* left, const P* right, long width) {
+  Vector<P> sums[R][C] = {};
+  for (long t = 0; t < width; t += kLanes<P>) {
+    Vector<P> ys[C];
+    for (int c = 0; c < C; ++c) ys[c] = load(right + c * width + t);
+    for (int r = 0; r < R; ++r) {
+      const Vector<P> xs = load(left + r * width + t);
+      for (int c = 0; c < C; ++c) sums[r][c] += xs * ys[c];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < C; ++c) out[r * row_stride + c * col_stride] += sum<P>(sums[r][c]);
+  }
+}
+
+template <int R, typename P>
+void dots_rows(P* out, long row_stride, long col_stride, const P* left, const P* right, long cols, long width) {
+  long c = 0;
+  for (; c + 4 <= cols; c += 4) dots_block<R, 4>(out + c * col_stride, row_stride, col_stride, left, right + c * width, width);
+  for (; c + 2 <= cols; c += 2) dots_block<R, 2>(out + c * col_stride, row_stride, col_stride, left, right + c * width, width);
+  for (; c < cols; ++c) dots_block<R, 1>(out + c * col_stride, row_stride, col_stride, left, right + c * width, width);
+}
+
+/// out[r, c] += Σ_t left[r, t] right[c, t].
+template <typename P>
+void dots(P* out, long row_stride, long col_stride, const P* left, const P* right, long rows, long cols, long width) {
+  long r = 0;
+  for (; r + kRows <= rows; r += kRows) dots_rows<kRows>(out + r * row_stride, row_stride, col_stride, left + r * width, right, cols, width);
+  for (; r < rows; ++r) dots_rows<1>(out + r * row_stride, row_stride, col_stride, left + r * width, right, cols, width);
+}
+
+/// Hidden rows that are made at once.
+constexpr long kHidden = 16;
+
+template <typename P>
+long padded(long width) { return (width + kBlock<P> - 1) / kBlock<P> * kBlock<P>; }
+
+template <typename P>
+long scratch_size(long channels, long width) { return (3 * channels + 2 * kHidden) * padded<P>(width); }
+
+/// y = (x - m) ∘ a + b of the steps, in rows of the padded width, zeros behind.
+template <typename P>
+void normalised(P* y, const P* x, const FeatureMlp<P>& mlp, long from, long width) {
+  const long wide = padded<P>(width);
+  for (long c = 0; c < mlp.channels; ++c) {
+    const long at = c * mlp.steps + from;
+    for (long t = 0; t < width; ++t) y[c * wide + t] = (x[at + t] - mlp.m[at + t]) * mlp.a[at + t] + mlp.b[at + t];
+    for (long t = width; t < wide; ++t) y[c * wide + t] = 0;
+  }
+}
+
+/// h = kept relu(w1 y + bias1) of hidden rows [first, first + rows), not yet scaled by 1 / (1 - p).
+template <typename P>
+void hidden_rows(P* h, const P* y, const FeatureMlp<P>& mlp, long window, long first, long rows, long from, long wide) {
+  const Weights<P> w1{mlp.w1 + first * mlp.channels, mlp.channels, 1};
+  const auto relu = [](Vector<P> xs) { return xs < 0 ? Vector<P>{} : xs; };  // NaN stays NaN
+  if (mlp.drop_hidden.threshold == 0) {
+    product(h, w1, mlp.bias1 + first, y, rows, mlp.channels, wide, false, [&](Vector<P> xs, long, long) { return relu(xs); });
+    return;
+  }
+  Keys keys[kHidden];
+  for (long r = 0; r < rows; ++r) keys[r] = Keys(mlp.drop_hidden, static_cast<unsigned long long>(window * mlp.hidden + first + r));
+  product(h, w1, mlp.bias1 + first, y, rows, mlp.channels, wide, false,
+          [&](Vector<P> xs, long row, long column) { return keep<P>(relu(xs), mlp.drop_hidden, keys[row], from + column); });
+}
+
+template <typename P>
+void features(P* out, const P* x, const FeatureMlp<P>& mlp, long window, long from, long width, P* scratch) {
+  const long wide = padded<P>(width), channels = mlp.channels;
+  P *y = scratch, *z = y + channels * wide, *h = z + channels * wide;
+  normalised(y, x, mlp, from, width);
+  const auto plain = [](Vector<P> xs, long, long) { return xs; };
+  const P scale = static_cast<P>(mlp.drop_hidden.scale);
+  for (long first = 0; first < mlp.hidden; first += kHidden) {
+    const long rows = mlp.hidden - first < kHidden ? mlp.hidden - first : kHidden;
+    hidden_rows(h, y, mlp, window, first, rows, from, wide);
+    product(z, Weights<P>{mlp.w2 + first, mlp.hidden, 1}, static_cast<const P*>(nullptr), h, channels, rows, wide, first > 0, plain);
+  }
+  for (long c = 0; c < channels; ++c) {
+    const Keys keys(mlp.drop_out, static_cast<unsigned long long>(window * channels + c));
+    const P kept = static_cast<P>(mlp.drop_out.scale);
+    P* zs = z + c * wide;
+    for (long t = 0; t < wide; t += kLanes<P>) {
+      Vector<P> values = load(zs + t) * scale + mlp.bias2[c];
+      if (mlp.drop_out.threshold > 0) values = keep<P>(values, mlp.drop_out, keys, from + t) * kept;
+      store(zs + t, values);
+    }
+    const long at = c * mlp.steps + from;
+    for (long t = 0; t < width; ++t) out[at + t] = x[at + t] + zs[t];
+  }
+}
+
+template <typename P>
+void features_backward(P* dy, P* dw1, P* dbias1, P* dw2, P* dbias2, const P* dout, const P* x, const FeatureMlp<P>& mlp, long window,
+                       long from, long width, P* scratch) {
+  const long wide = padded<P>(width), channels = mlp.channels;
+  P *y = scratch, *dz = y + channels * wide, *dys = dz + channels * wide, *h = dys + channels * wide, *g = h + kHidden * wide;
+  normalised(y, x, mlp, from, width);
+  const P scale = static_cast<P>(mlp.drop_hidden.scale);
+  for (long c = 0; c < channels; ++c) {
+    const long at = c * mlp.steps + from;
+    P* zs = dz + c * wide;
+    for (long t = 0; t < width; ++t) zs[t] = dout[at + t];
+    for (long t = width; t < wide; ++t) zs[t] = 0;
+    Vector<P> total{};
+    const Keys keys(mlp.drop_out, static_cast<unsigned long long>(window * channels + c));
+    for (long t = 0; t < wide; t += kLanes<P>) {
+      Vector<P> values = load(zs + t);
+      if (mlp.drop_out.threshold > 0) values = keep<P>(values, mlp.drop_out, keys, from + t) * static_cast<P>(mlp.drop_out.scale);
+      total += values;
+      store(zs + t, values * scale);  // as the hidden rows are not scaled, everything that meets them is
+    }
+    dbias2[c] += sum<P>(total);
+  }
+  const auto plain = [](Vector<P> xs, long, long) { return xs; };
+  for (long first = 0; first < mlp.hidden; first += kHidden) {
+    const long rows = mlp.hidden - first < kHidden ? mlp.hidden - first : kHidden;
+    hidden_rows(h, y, mlp, window, first, rows, from, wide);
+    product(g, Weights<P>{mlp.w2 + first, 1, mlp.hidden}, static_cast<const P*>(nullptr), dz, rows, channels, wide, false,
+            [&](Vector<P> xs, long row, long column) { return load(h + row * wide + column) <= 0 ? Vector<P>{} : xs; });
+    dots(dw2 + first, mlp.hidden, 1L, dz, h, channels, rows, wide);
+    dots(dw1 + first * channels, channels, 1L, g, y, rows, channels, wide);
+    for (long r = 0; r < rows; ++r) {
+      Vector<P> total{};
+      for (long t = 0; t < wide; t += kLanes<P>) total += load(g + r * wide + t);
+      dbias1[first + r] += sum<P>(total);
+    }
+    product(dys, Weights<P>{mlp.w1 + first * channels, 1, channels}, static_cast<const P*>(nullptr), g, channels, rows, wide, first > 0, plain);
+  }
+  for (long c = 0; c < channels; ++c) {
+    for (long t = 0; t < width; ++t) dy[c * mlp.steps + from + t] = dys[c * wide + t];
+  }
+}
+
+/// Points of a plane whose sums stay in the first-level cache.
+constexpr long kPoints = 256;
+
+template <typename P>
+void moments(P* mean, P* variance, const P* x, long rows, long plane, long from, long to) {
+  for (long at = from; at < to; at += kPoints) {
+    const long n = to - at < kPoints ? to - at : kPoints;
+    P *means = mean + at, *variances = variance + at;
+    for (long i = 0; i < n; ++i) means[i] = variances[i] = 0;
+    for (long row = 0; row < rows; ++row) {
+      const P* xs = x + row * plane + at;
+      for (long i = 0; i < n; ++i) means[i] += xs[i];
+    }
+    for (long i = 0; i < n; ++i) means[i] /= rows;
+    for (long row = 0; row < rows; ++row) {
+      const P* xs = x + row * plane + at;
+      for (long i = 0; i < n; ++i) variances[i] += (xs[i] - means[i]) * (xs[i] - means[i]);
+    }
+    for (long i = 0; i < n; ++i) variances[i] /= rows;
+  }
+}
+
+template <typename P>
+void affine(P* __restrict y, const P* x, const P* m, const P* a, const P* b, long rows, long plane) {
+  for (long row = 0; row < rows; ++row) {
+    for (long i = 0; i < plane; ++i) y[row * plane + i] = (x[row * plane + i] - m[i]) * a[i] + b[i];
+  }
+}
+
+template <bool DROPS, typename P>
+void finish_onto_as(P* __restrict h, P* __restrict out, const P* x, const P* b, long rows, long cols, Dropout dropout, long first_row) {
+  const P kept = static_cast<P>(dropout.scale);
+  for (long row = 0; row < rows; ++row) {
+    const Keys keys(dropout, static_cast<unsigned long long>(first_row + row));
+    for (long c = 0; c < cols; ++c) {
+      const long at = row * cols + c;
+      P value = h[at] + b[c];
+      value = value < 0 ? 0 : value;  // NaN stays NaN
+      if (DROPS) value = column_bits(static_cast<unsigned>(c), keys.key, keys.inner) >= dropout.threshold ? value * kept : 0;
+      h[at] = value;
+      out[at] = x[at] + value;
+    }
+  }
+}
+
+template <typename P>
+void finish_onto(P* h, P* out, const P* x, const P* b, long rows, long cols, Dropout dropout, long first_row) {
+  (dropout.threshold > 0 ? finish_onto_as<true, P> : finish_onto_as<false, P>)(h, out, x, b, rows, cols, dropout, first_row);
+}
+
+template <typename P>
+void norm_backward(P* dx, P* dgamma, P* dbeta, const P* dy, const P* dout, const P* x, const P* mean, const P* deviation, const P* gamma,
+                   long rows, long plane, long from, long to, bool constant) {
+  for (long at = from; at < to; at += kPoints) {
+    const long n = to - at < kPoints ? to - at : kPoints;
+    P shift[kPoints], slope[kPoints], factor[kPoints];
+    for (long i = 0; i < n; ++i) shift[i] = slope[i] = 0;
+    for (long row = 0; row < rows; ++row) {
+      const P *ds = dy + row * plane + at, *xs = x + row * plane + at;
+      for (long i = 0; i < n; ++i) {
+        shift[i] += ds[i];
+        slope[i] += ds[i] * (xs[i] - mean[at + i]);
+      }
+    }
+    for (long i = 0; i < n; ++i) {
+      const P inverse = 1 / deviation[at + i];
+      dbeta[at + i] = shift[i];
+      dgamma[at + i] = slope[i] * inverse;
+      factor[i] = gamma[at + i] * inverse;
+      shift[i] = constant ? 0 : shift[i] / rows;
+      slope[i] = constant ? 0 : slope[i] * inverse * inverse / rows;
+    }
+    for (long row = 0; row < rows; ++row) {
+      const P *ds = dy + row * plane + at, *xs = x + row * plane + at, *os = dout + row * plane + at;
+      P* gs = dx + row * plane + at;
+      for (long i = 0; i < n; ++i) gs[i] = os[i] + factor[i] * (ds[i] - shift[i] - (xs[i] - mean[at + i]) * slope[i]);
+    }
+  }
+}
+
+template <typename P>
+constexpr MixerKernels<P> table() {
+  return {scratch_size<P>, features<P>, features_backward<P>, moments<P>, affine<P>, finish_onto<P>, norm_backward<P>};
+}
+
+}  // namespace
+
+extern const MixerKernels<float> mixer_f32 = table<float>();
+extern const MixerKernels<double> mixer_f64 = table<double>();
+
+}  // namespace LEVEL
+}  // namespace densely
