@@ -37,7 +37,10 @@ fn compile_kernels(x86: bool) {
         }
         build
             .define("LEVEL", *level)
-            .files(["src/cpu/kernels.cpp", "src/cpu/mixer_kernels.cpp"])
+            .files(
+                ["kernels", "mixer_kernels", "patch_kernels"]
+                    .map(|name| format!("src/cpu/{name}.cpp")),
+            )
             .compile(&format!("densely_kernels_{level}"));
     }
 }
@@ -121,6 +124,7 @@ fn main() {
             "src/optim.cpp",
             "src/cpu/members.cpp",
             "src/cpu/mixer.cpp",
+            "src/cpu/patches.cpp",
             "src/cpu/piecewise.cpp",
         ])
         .include(root.join("include"))

@@ -240,7 +240,8 @@ pub struct LayerNorm {
     pub weight: Tensor,
     /// Starts at 0.
     pub bias: Tensor,
-    eps: f64,
+    /// Added to the variance.
+    pub eps: f64,
 }
 
 /// A [`LayerNorm`] over the last `size.len()` dimensions. PyTorch's default `eps` is 1e-5.

@@ -24,7 +24,7 @@ mod config;
 
 use densely_core::nn::{Linear, buffer, parameter};
 use densely_core::{Error, Model, Result, Tensors, check, registry};
-use tch::nn::{Module, ModuleT, Path};
+use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
 use crate::distributions::Distribution;
@@ -240,10 +240,8 @@ impl PatchTsMixer {
         if let Some(positions) = &self.positions {
             xs += positions;
         }
-        let xs = self
-            .layers
-            .iter()
-            .fold(xs, |xs, layer| layer.forward_t(&xs, train));
+        let mut layers = self.layers.iter();
+        let xs = layers.try_fold(xs, |xs, layer| layer.forward(&xs, train))?;
         Ok(Features {
             hidden: xs,
             patches,

@@ -45,5 +45,6 @@ size_t mixer_time(size_t x, size_t weight, size_t bias, size_t gamma, size_t bet
                   double momentum, double p, int64_t seed, bool train);
 size_t mixer_features(size_t x, size_t w1, size_t bias1, size_t w2, size_t bias2, size_t gamma, size_t beta, size_t running_mean,
                       size_t running_variance, double eps, double momentum, double p, int64_t seed, bool train);
+size_t patch_block(size_t x, rust::Slice<const size_t> params, double eps, double p, int64_t seed, bool along_features);
 
 }  // namespace densely

@@ -142,5 +142,16 @@ pub(crate) mod ffi {
             seed: i64,
             train: bool,
         ) -> Result<usize>;
+
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn patch_block(
+            x: usize,
+            params: &[usize],
+            eps: f64,
+            p: f64,
+            seed: i64,
+            along_features: bool,
+        ) -> Result<usize>;
     }
 }

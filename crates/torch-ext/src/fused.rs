@@ -292,3 +292,50 @@ pub fn mix_features(
         ))
     }
 }
+
+/// Parameters of a mixer block with a gate: norm, MLP and gate.
+#[derive(Debug, Clone, Copy)]
+pub struct PatchBlock<'a> {
+    /// Weight and bias of the layer norm, `[features]`.
+    pub norm: [&'a Tensor; 2],
+    /// Weight `[hidden, mixed]` and bias of the first layer.
+    pub fc1: [&'a Tensor; 2],
+    /// Weight `[mixed, hidden]` and bias of the second layer.
+    pub fc2: [&'a Tensor; 2],
+    /// Weight `[mixed, mixed]` and bias of the gate.
+    pub gate: [&'a Tensor; 2],
+    /// Added to the variance.
+    pub eps: f64,
+    /// Whether features are mixed, or patches.
+    pub along_features: bool,
+}
+
+/// `x + u ∘ softmax(Wg u + bg)` with `u = dropout(W2 dropout(gelu(W1 layer_norm(x) + b1)) + b2)` along the patches or the features,
+/// differentiable once.
+///
+/// # Shapes
+/// `xs`: `[…, patches, features]`; the norm is over the features, MLP and gate over what is mixed.
+///
+/// Dropout is a function of `seed` and the place. Holds nothing of the hidden layer's size.
+/// # Errors
+/// A sentence, when shapes or kinds do not fit.
+pub fn mix_patches(
+    xs: &Tensor,
+    block: &PatchBlock,
+    dropout: f64,
+    seed: i64,
+) -> Result<Tensor, String> {
+    let params = [block.norm, block.fc1, block.fc2, block.gate].concat();
+    let params: Vec<usize> = params.into_iter().map(address).collect();
+    // SAFETY: the addresses are those of tensors borrowed for the call.
+    unsafe {
+        owned(ffi::patch_block(
+            address(xs),
+            &params,
+            block.eps,
+            dropout,
+            seed,
+            block.along_features,
+        ))
+    }
+}

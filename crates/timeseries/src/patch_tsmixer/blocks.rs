@@ -1,6 +1,9 @@
 //! The layers of a PatchTSMixer, outer to inner.
 
 use densely_core::nn::{self, BatchNorm, LayerNorm, Linear};
+use densely_core::random::draw_seed;
+use densely_core::{Error, Result};
+use densely_torch_ext::fused;
 use tch::nn::{Module, ModuleT, Path};
 use tch::{Kind, Tensor};
 
@@ -26,15 +29,58 @@ impl Layer {
     }
 }
 
-impl ModuleT for Layer {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+impl Layer {
+    /// `[batch, channels, patches, d]`, mixed.
+    ///
+    /// On the CPU one fused operation does a block whose norm is that of the layer and whose mixing is gated, as in all presets.
+    pub(super) fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let xs = match &self.channels {
             Some(channels) => channels.forward_t(xs, train),
             None => xs.shallow_clone(),
         };
-        self.features
-            .forward_t(&self.patches.forward_t(&xs, train), train)
+        let PatchBlock {
+            norm,
+            mlp,
+            gate,
+            attention,
+        } = &self.patches;
+        let xs = match (fused_block(norm, mlp, gate.as_ref(), false), attention) {
+            (Some(block), None) => mix(&xs, &block, mlp.dropout, train)?,
+            _ => self.patches.forward_t(&xs, train),
+        };
+        let FeatureBlock { norm, mlp, gate } = &self.features;
+        match fused_block(norm, mlp, gate.as_ref(), true) {
+            Some(block) => mix(&xs, &block, mlp.dropout, train),
+            None => Ok(self.features.forward_t(&xs, train)),
+        }
     }
+}
+
+/// The parameters as the fused operation takes them, where it may run.
+fn fused_block<'a>(
+    norm: &'a Norm,
+    mlp: &'a Mlp,
+    gate: Option<&'a Gate>,
+    along_features: bool,
+) -> Option<fused::PatchBlock<'a>> {
+    let of = |linear: &'a Linear| Some([&linear.weight, linear.bias.as_ref()?]);
+    let (Norm::Layer(norm), Some(Gate(gate))) = (norm, gate) else {
+        return None;
+    };
+    fused::enabled_without_autocast(&mlp.fc1.weight).then_some(fused::PatchBlock {
+        norm: [&norm.weight, &norm.bias],
+        fc1: of(&mlp.fc1)?,
+        fc2: of(&mlp.fc2)?,
+        gate: of(gate)?,
+        eps: norm.eps,
+        along_features,
+    })
+}
+
+fn mix(xs: &Tensor, block: &fused::PatchBlock, dropout: f64, train: bool) -> Result<Tensor> {
+    let dropout = if train { dropout } else { 0.0 };
+    let seed = if dropout > 0.0 { draw_seed() } else { 0 };
+    fused::mix_patches(xs, block, dropout, seed).map_err(Error::torch)
 }
 
 #[derive(Debug)]

@@ -2,7 +2,9 @@
 
 use densely_core::{Result, Tensors, nn, seeded, weights};
 use densely_testkit::assert_close;
-use densely_timeseries::tsmixer::{TsMixer, TsMixerConfig};
+use densely_timeseries::fit::Forecaster;
+use densely_timeseries::patch_tsmixer::{Head, Mode, PatchTsMixerConfig};
+use densely_timeseries::tsmixer::TsMixerConfig;
 use densely_torch_ext::InferenceMode;
 use densely_torch_ext::fused::PlainPaths;
 use tch::nn::VarStore;
@@ -10,15 +12,15 @@ use tch::{Device, Kind, Tensor};
 
 struct Trial {
     vs: VarStore,
-    model: TsMixer,
+    model: Box<dyn Forecaster>,
     past: Tensor,
 }
 
 impl Trial {
     /// A model whose parameters and running averages are all random, so that no part of it is hidden by a zero or a one.
-    fn new(config: &TsMixerConfig, windows: i64, kind: Kind) -> Result<Self> {
+    fn new(config: &Config, windows: i64, kind: Kind) -> Result<Self> {
         let vs = VarStore::new(Device::Cpu);
-        let model = seeded(0, || config.build(&vs.root()))?;
+        let model = seeded(0, || config.build(&vs))?;
         let trial = seeded(1, || {
             let _no_grad = tch::no_grad_guard();
             for (name, mut xs) in weights::named(&vs) {
@@ -28,7 +30,7 @@ impl Trial {
                     xs += xs.randn_like() * 0.1;
                 }
             }
-            let size = [windows, config.lookback, config.channels];
+            let size = config.window(windows);
             Self {
                 past: (Tensor::randn(size, tch::kind::FLOAT_CPU) * 2.0 + 1.0).to_kind(kind),
                 vs,
@@ -48,7 +50,7 @@ impl Trial {
         let past = self.past.copy().set_requires_grad(true);
         let params: Vec<Tensor> = weights::named(&self.vs).into_values().collect();
         densely_torch_ext::optim::clear_grads(&params).expect("gradients go");
-        let ys = seeded(2, || self.model.forward(&past, train))?;
+        let ys = seeded(2, || self.model.forecast(&past, train))?;
         (ys.square() * 0.5).mean(None::<Kind>).backward();
         let mut found = Tensors::from([
             ("forecast".to_owned(), ys.detach()),
@@ -67,41 +69,104 @@ impl Trial {
     }
 }
 
-fn configs() -> Vec<TsMixerConfig> {
-    let base = TsMixerConfig {
+/// A small model that is not square anywhere.
+#[derive(Debug, Clone)]
+enum Config {
+    Steps(TsMixerConfig),
+    Patches(PatchTsMixerConfig),
+}
+
+impl Config {
+    fn build(&self, vs: &VarStore) -> Result<Box<dyn Forecaster>> {
+        Ok(match self {
+            Self::Steps(config) => Box::new(config.build(&vs.root())?),
+            Self::Patches(config) => Box::new(config.build(&vs.root())?),
+        })
+    }
+
+    fn window(&self, windows: i64) -> [i64; 3] {
+        match self {
+            Self::Steps(config) => [windows, config.lookback, config.channels],
+            Self::Patches(config) => [windows, config.context_length, config.num_input_channels],
+        }
+    }
+}
+
+fn steps() -> TsMixerConfig {
+    TsMixerConfig {
         lookback: 37,
         horizon: 5,
         channels: 3,
         ff_dim: 21,
         dropout: 0.0,
         ..TsMixerConfig::default()
-    };
-    vec![
-        base.clone(),
+    }
+}
+
+fn patches() -> PatchTsMixerConfig {
+    PatchTsMixerConfig {
+        context_length: 44,
+        patch_length: 4,
+        patch_stride: 4,
+        num_input_channels: 3,
+        d_model: 7,
+        expansion_factor: 2,
+        num_layers: 2,
+        prediction_length: 5,
+        dropout: 0.0,
+        head_dropout: 0.0,
+        ..PatchTsMixerConfig::with_head(Head::Forecast)
+    }
+}
+
+fn configs() -> Vec<Config> {
+    let step = [
+        steps(),
         TsMixerConfig {
             channels: 1,
             ff_dim: 1,
             n_block: 1,
-            ..base.clone()
+            ..steps()
         },
         TsMixerConfig {
             channels: 9,
-            target: Some(4),
             revin: false,
-            ..base.clone()
+            ..steps()
         },
         TsMixerConfig {
             feature_mixing: false,
             lookback: 600,
-            ..base.clone()
+            ..steps()
         },
         TsMixerConfig {
             lookback: 1030,
             channels: 2,
             ff_dim: 40,
-            ..base
+            ..steps()
         },
-    ]
+    ];
+    let patch = [
+        patches(),
+        PatchTsMixerConfig {
+            d_model: 2,
+            expansion_factor: 1,
+            ..patches()
+        },
+        PatchTsMixerConfig {
+            d_model: 48,
+            expansion_factor: 3,
+            context_length: 256,
+            ..patches()
+        },
+        PatchTsMixerConfig {
+            d_model: 90,
+            context_length: 9,
+            mode: Mode::MixChannel,
+            ..patches()
+        },
+    ];
+    let step = step.into_iter().map(Config::Steps);
+    step.chain(patch.into_iter().map(Config::Patches)).collect()
 }
 
 #[test]
@@ -144,70 +209,63 @@ fn fused_blocks_equal_the_plain_ones() -> Result<()> {
 fn predictions_without_gradients_are_those_of_training_mode_off() -> Result<()> {
     for config in configs() {
         let trial = Trial::new(&config, 2, Kind::Float)?;
-        let with_gradients = trial.model.forward(&trial.past, false)?.detach();
+        let with_gradients = trial.model.forecast(&trial.past, false)?.detach();
         let without = {
             let _inference = InferenceMode::new();
-            trial.model.forward(&trial.past, false)?
+            trial.model.forecast(&trial.past, false)?
         };
         assert_close(&without, &with_gradients, 1e-5, 1e-6);
     }
     Ok(())
 }
 
-/// Dropout in the fused operations: the places that drop are the same in the gradient, the share is the asked one, the mean is kept, and two seeds differ.
+/// Dropout is a function of a seed: gradients with it equal differences with it, which a place that dropped in one direction only
+/// would not.
 #[test]
-fn fused_dropout_drops_what_it_should() -> Result<()> {
-    let config = TsMixerConfig {
-        lookback: 64,
-        horizon: 8,
-        channels: 4,
-        ff_dim: 32,
+fn fused_dropout_drops_the_same_places_on_the_way_back() -> Result<()> {
+    let step = Config::Steps(TsMixerConfig {
         dropout: 0.4,
-        n_block: 1,
-        ..TsMixerConfig::default()
-    };
-    let trial = Trial::new(&config, 3, Kind::Double)?;
-    // The gradient of a function of a seed, by differences: a place that dropped in one direction only would show.
-    let past = trial.past.copy().set_requires_grad(true);
-    let value = |past: &Tensor| -> Result<Tensor> {
-        let ys = seeded(5, || trial.model.forward(past, true))?;
-        Ok(ys.sin().sum(None::<Kind>))
-    };
-    for name in [
-        "mixing_layers.0.temporal_mixer.temporal_lin.weight",
-        "mixing_layers.0.feature_mixer.feature_lin_1.weight",
-        "mixing_layers.0.feature_mixer.feature_lin_2.weight",
-        "mixing_layers.0.feature_mixer.feature_norm.weight",
-        "mixing_layers.0.temporal_mixer.temporal_norm.bias",
-    ] {
-        let mut param = weights::named(&trial.vs)
-            .remove(name)
-            .expect("the weight is there");
-        let loss = value(&past)?;
-        densely_torch_ext::optim::clear_grads(&[param.shallow_clone()]).expect("gradients go");
-        loss.backward();
-        let direction = seeded(6, || param.randn_like());
-        let expected = (param.grad() * &direction)
-            .sum(None::<Kind>)
-            .double_value(&[]);
-        let _no_grad = tch::no_grad_guard();
-        let h = 1e-6;
-        let mut at = |shift: f64| -> Result<f64> {
-            let moved = param.copy();
-            param += &direction * shift;
-            let found = value(&trial.past)?.double_value(&[]);
-            param.copy_(&moved);
-            Ok(found)
+        ..steps()
+    });
+    let patch = Config::Patches(PatchTsMixerConfig {
+        dropout: 0.4,
+        ..patches()
+    });
+    for config in [step, patch] {
+        let trial = Trial::new(&config, 3, Kind::Double)?;
+        let value = || -> Result<Tensor> {
+            let ys = seeded(5, || trial.model.forecast(&trial.past, true))?;
+            Ok(ys.sin().sum(None::<Kind>))
         };
-        let slope = (at(h)? - at(-h)?) / (2.0 * h);
-        assert!(
-            (slope - expected).abs() <= 1e-5 * expected.abs().max(1.0),
-            "{name}: {slope} by differences, {expected} by the gradient"
-        );
+        for (name, mut param) in weights::named(&trial.vs) {
+            if !param.requires_grad() {
+                continue;
+            }
+            densely_torch_ext::optim::clear_grads(&[param.shallow_clone()]).expect("gradients go");
+            value()?.backward();
+            let direction = seeded(6, || param.randn_like());
+            let expected = (param.grad() * &direction)
+                .sum(None::<Kind>)
+                .double_value(&[]);
+            let _no_grad = tch::no_grad_guard();
+            let h = 1e-6;
+            let mut at = |shift: f64| -> Result<f64> {
+                let before = param.copy();
+                param += &direction * shift;
+                let found = value()?.double_value(&[]);
+                param.copy_(&before);
+                Ok(found)
+            };
+            let slope = (at(h)? - at(-h)?) / (2.0 * h);
+            assert!(
+                (slope - expected).abs() <= 1e-5 * expected.abs().max(1.0),
+                "{name}: {slope} by differences, {expected} by the gradient"
+            );
+        }
+        let of = |seed| seeded(seed, || trial.model.forecast(&trial.past, true));
+        assert_eq!(of(1)?, of(1)?);
+        assert_ne!(of(1)?, of(2)?);
     }
-    let of = |seed| seeded(seed, || trial.model.forward(&trial.past, true));
-    assert_eq!(of(1)?, of(1)?);
-    assert_ne!(of(1)?, of(2)?);
     Ok(())
 }
 

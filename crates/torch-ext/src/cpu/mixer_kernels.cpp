@@ -1,136 +1,11 @@
-// See mixer_kernels.h. Small matrix products over vectors of steps: the right sides lie in the cache, and a block of the result stays in
-// registers, which general products do not reach where a side has seven rows.
+// See mixer_kernels.h.
 #include "mixer_kernels.h"
-#include "random.h"
+
+#include "vectors.h"
 
 namespace densely {
 namespace LEVEL {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kBytes = 64, kRows = 4, kVectors = 4;
-#elif defined(__AVX2__)
-constexpr int kBytes = 32, kRows = 4, kVectors = 2;
-#else
-constexpr int kBytes = 16, kRows = 4, kVectors = 2;
-#endif
-
-/// A vector of P, and one of as many 32-bit numbers.
-template <typename P>
-struct Lanes;
-template <>
-struct Lanes<float> {
-  typedef float Vector __attribute__((vector_size(kBytes)));
-  typedef int Mask __attribute__((vector_size(kBytes)));
-  typedef unsigned Bits __attribute__((vector_size(kBytes)));
-};
-template <>
-struct Lanes<double> {
-  typedef double Vector __attribute__((vector_size(kBytes)));
-  typedef long long Mask __attribute__((vector_size(kBytes)));
-  typedef unsigned Bits __attribute__((vector_size(kBytes / 2)));
-};
-template <typename P>
-using Vector = typename Lanes<P>::Vector;
-template <typename P>
-constexpr long kLanes = kBytes / static_cast<long>(sizeof(P));
-/// Widths are rounded up to whole blocks.
-template <typename P>
-constexpr long kBlock = kLanes<P>* kVectors;
-
-template <typename P>
-inline Vector<P> load(const P* from) {
-  Vector<P> xs;
-  __builtin_memcpy(&xs, from, sizeof xs);
-  return xs;
-}
-template <typename P>
-inline void store(P* to, Vector<P> xs) { __builtin_memcpy(to, &xs, sizeof xs); }
-
-template <typename P>
-inline P sum(Vector<P> xs) {
-  P values[kLanes<P>];
-  __builtin_memcpy(values, &xs, sizeof xs);
-  for (long step = kLanes<P> / 2; step > 0; step /= 2) {
-    for (long i = 0; i < step; ++i) values[i] += values[i + step];
-  }
-  return values[0];
-}
-
-/// The first columns of a row, times kColumn.
-template <typename P>
-struct Columns {
-  static typename Lanes<P>::Bits first() {
-    typename Lanes<P>::Bits columns{};
-    for (int i = 0; i < kLanes<P>; ++i) columns[i] = kColumn * static_cast<unsigned>(i);
-    return columns;
-  }
-};
-
-/// The row keys of a dropout.
-struct Keys {
-  Keys() = default;
-  Keys(const Dropout& dropout, unsigned long long row) {
-    const unsigned long long keys = mix(dropout.seed ^ mix(row));
-    key = static_cast<unsigned>(keys), inner = static_cast<unsigned>(keys >> 32);
-  }
-  unsigned key = 0, inner = 0;
-};
-
-/// xs where the dropout keeps the columns from `column` on, else 0.
-template <typename P>
-inline Vector<P> keep(Vector<P> xs, const Dropout& dropout, Keys keys, long column) {
-  const auto place = Columns<P>::first() + (static_cast<unsigned>(column) * kColumn + keys.key);
-  const auto kept = scramble(place, keys.inner) >= dropout.threshold;
-  return __builtin_convertvector(kept, typename Lanes<P>::Mask) ? xs : Vector<P>{};
-}
-
-/// A matrix with any strides, of which single values are read.
-template <typename P>
-struct Weights {
-  const P* data;
-  long row, col;
-};
-
-template <int R, typename P, typename Finish>
-void product_rows(P* out, const Weights<P>& w, const P* bias, const P* x, long first, long inner, long width, bool add, Finish finish) {
-  for (long t = 0; t < width; t += kBlock<P>) {
-    Vector<P> sums[R][kVectors];
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < kVectors; ++v) {
-        P* at = out + (first + r) * width + t + v * kLanes<P>;
-        sums[r][v] = add ? load(at) : Vector<P>{} + (bias ? bias[first + r] : P(0));
-      }
-    }
-    for (long k = 0; k < inner; ++k) {
-      Vector<P> xs[kVectors];
-      for (int v = 0; v < kVectors; ++v) xs[v] = load(x + k * width + t + v * kLanes<P>);
-      for (int r = 0; r < R; ++r) {
-        const P weight = w.data[(first + r) * w.row + k * w.col];
-        for (int v = 0; v < kVectors; ++v) sums[r][v] += weight * xs[v];
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < kVectors; ++v) {
-        const long column = t + v * kLanes<P>;
-        store(out + (first + r) * width + column, finish(sums[r][v], first + r, column));
-      }
-    }
-  }
-}
-
-/// out[row] = finish(Σ w[row, k] x[k] + bias[row]), or with `add` onto what stands in out; rows of `width`, which is whole blocks.
-template <typename P, typename Finish>
-void product(P* out, const Weights<P>& w, const P* bias, const P* x, long rows, long inner, long width, bool add, Finish finish) {
-  long row = 0;
-  for (; row + kRows <= rows; row += kRows) product_rows<kRows>(out, w, bias, x, row, inner, width, add, finish);
-  switch (rows - row) {
-    case 3: product_rows<3>(out, w, bias, x, row, inner, width, add, finish); break;
-    case 2: product_rows<2>(out, w, bias, x, row, inner, width, add, finish); break;
-    case 1: product_rows<1>(out, w, bias, x, row, inner, width, add, finish); break;
-    default: break;
-  }
-}
 
 template <int R, int C, typename P>
 void dots_block(P* out, long row_stride, long col_stride, const P* left, const P* right, long width) {
@@ -168,9 +43,6 @@ void dots(P* out, long row_stride, long col_stride, const P* left, const P* righ
 constexpr long kHidden = 16;
 
 template <typename P>
-long padded(long width) { return (width + kBlock<P> - 1) / kBlock<P> * kBlock<P>; }
-
-template <typename P>
 long scratch_size(long channels, long width) { return (3 * channels + 2 * kHidden) * padded<P>(width); }
 
 /// y = (x - m) ∘ a + b of the steps, in rows of the padded width, zeros behind.
@@ -204,12 +76,11 @@ void features(P* out, const P* x, const FeatureMlp<P>& mlp, long window, long fr
   const long wide = padded<P>(width), channels = mlp.channels;
   P *y = scratch, *z = y + channels * wide, *h = z + channels * wide;
   normalised(y, x, mlp, from, width);
-  const auto plain = [](Vector<P> xs, long, long) { return xs; };
   const P scale = static_cast<P>(mlp.drop_hidden.scale);
   for (long first = 0; first < mlp.hidden; first += kHidden) {
     const long rows = mlp.hidden - first < kHidden ? mlp.hidden - first : kHidden;
     hidden_rows(h, y, mlp, window, first, rows, from, wide);
-    product(z, Weights<P>{mlp.w2 + first, mlp.hidden, 1}, static_cast<const P*>(nullptr), h, channels, rows, wide, first > 0, plain);
+    product(z, Weights<P>{mlp.w2 + first, mlp.hidden, 1}, static_cast<const P*>(nullptr), h, channels, rows, wide, first > 0);
   }
   for (long c = 0; c < channels; ++c) {
     const Keys keys(mlp.drop_out, static_cast<unsigned long long>(window * channels + c));
@@ -247,7 +118,6 @@ void features_backward(P* dy, P* dw1, P* dbias1, P* dw2, P* dbias2, const P* dou
     }
     dbias2[c] += sum<P>(total);
   }
-  const auto plain = [](Vector<P> xs, long, long) { return xs; };
   for (long first = 0; first < mlp.hidden; first += kHidden) {
     const long rows = mlp.hidden - first < kHidden ? mlp.hidden - first : kHidden;
     hidden_rows(h, y, mlp, window, first, rows, from, wide);
@@ -260,7 +130,7 @@ void features_backward(P* dy, P* dw1, P* dbias1, P* dw2, P* dbias2, const P* dou
       for (long t = 0; t < wide; t += kLanes<P>) total += load(g + r * wide + t);
       dbias1[first + r] += sum<P>(total);
     }
-    product(dys, Weights<P>{mlp.w1 + first * channels, 1, channels}, static_cast<const P*>(nullptr), g, channels, rows, wide, first > 0, plain);
+    product(dys, Weights<P>{mlp.w1 + first * channels, 1, channels}, static_cast<const P*>(nullptr), g, channels, rows, wide, first > 0);
   }
   for (long c = 0; c < channels; ++c) {
     for (long t = 0; t < width; ++t) dy[c * mlp.steps + from + t] = dys[c * wide + t];
