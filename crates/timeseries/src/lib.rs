@@ -4,6 +4,8 @@ pub mod distributions;
 pub mod fit;
 pub mod layers;
 pub mod linear;
+mod lines;
+pub mod m5;
 pub mod models;
 pub mod panel;
 pub mod patch_tsmixer;

@@ -4,3 +4,4 @@ mod contract;
 mod fit;
 mod goldens;
 mod linear;
+mod m5;
