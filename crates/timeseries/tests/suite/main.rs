@@ -5,3 +5,4 @@ mod fit;
 mod goldens;
 mod linear;
 mod m5;
+mod metrics;
