@@ -13,6 +13,7 @@ pub mod panel;
 pub mod patch_tsmixer;
 pub mod tsmixer;
 pub mod tsmixer_ext;
+pub mod ttm;
 
 pub use densely_core::{Device, Error, Result};
 pub use densely_data as data;
@@ -20,3 +21,4 @@ pub use models::PRESETS;
 pub use patch_tsmixer::{PatchTsMixer, PatchTsMixerConfig};
 pub use tsmixer::{TsMixer, TsMixerConfig};
 pub use tsmixer_ext::{TsMixerExt, TsMixerExtConfig};
+pub use ttm::{Ttm, TtmConfig};

@@ -19,7 +19,7 @@
 //! | `patchtsmixer-pretrain` | the same backbone, the hidden patches back | 137,480 | 50,921,472 |
 //! | `patchtsmixer-classification`, `-regression` | the same backbone, 3 classes or values | 147,673 | 54,972,400 |
 
-mod blocks;
+pub(crate) mod blocks;
 mod config;
 
 use densely_core::nn::{Linear, buffer, parameter};
@@ -30,7 +30,7 @@ use tch::{Kind, Tensor};
 use crate::distributions::Distribution;
 use crate::layers::normal_linear;
 use crate::models::absent;
-use blocks::{InjectScale, Layer};
+use blocks::{InjectScale, Layer, Sizes};
 pub use config::{Aggregation, Head, Mode, NormKind, PatchTsMixerConfig, Positions, Scaling};
 
 impl PatchTsMixerConfig {
@@ -56,12 +56,29 @@ impl PatchTsMixerConfig {
             ),
             positions,
             layers: (0..self.num_layers)
-                .map(|i| Layer::new(&(&mixers / i), self))
+                .map(|i| Layer::new(&(&mixers / i), &self.layer()))
                 .collect(),
             inject: inject.then(|| InjectScale::new(&(vs / "inject_scale"), self)),
             projections: self.head_projections(&(vs / "head")),
             config: self.clone(),
         })
+    }
+
+    fn layer(&self) -> Sizes {
+        Sizes {
+            channels: self.num_input_channels,
+            patches: self.num_patches(),
+            d_model: self.d_model,
+            expansion: self.expansion_factor,
+            dropout: self.dropout,
+            mix_channels: self.mode == Mode::MixChannel,
+            mix_patches: true,
+            gates: self.gated_attn,
+            norm: self.norm_mlp,
+            norm_eps: self.norm_eps,
+            attention_heads: self.self_attn.then_some(self.self_attn_heads),
+            init_std: Some(self.init_std),
+        }
     }
 
     fn positions(&self, vs: &Path) -> Tensor {
@@ -132,18 +149,6 @@ impl PatchTsMixerConfig {
             self.d_model,
             self.patch_length,
         );
-        let products = 2 * self.expansion_factor + i64::from(self.gated_attn); // of an MLP and its gate, in units of width²
-        let attention = if self.self_attn {
-            4 * n * d * d + 2 * n * n * d
-        } else {
-            0
-        };
-        let channels = if self.mode == Mode::MixChannel {
-            products * c * c * n * d
-        } else {
-            0
-        };
-        let layer = c * (products * (d * n * n + n * d * d) + attention) + channels;
         let each = self
             .distribution()
             .map_or(1, |distribution| distribution.parameters().len() as i64);
@@ -164,7 +169,7 @@ impl PatchTsMixerConfig {
                 injected + each * c * d * pooled * self.num_targets
             }
         };
-        (c * n * p * d + self.num_layers * layer + head) as u64
+        (c * n * p * d + self.num_layers * self.layer().macs() + head) as u64
     }
 }
 
@@ -410,7 +415,7 @@ impl Model for PatchTsMixer {
 
 impl Scaling {
     /// The window scaled, and by what: `[batch, 1, channels]` each.
-    fn apply(self, xs: &Tensor, observed: Option<&Tensor>) -> (Tensor, Tensor, Tensor) {
+    pub(crate) fn apply(self, xs: &Tensor, observed: Option<&Tensor>) -> (Tensor, Tensor, Tensor) {
         let size = [xs.size()[0], 1, xs.size()[2]];
         let zeros = || Tensor::zeros(size, (xs.kind(), xs.device()));
         let over_time = |xs: &Tensor| xs.sum_dim_intlist([1].as_slice(), true, None::<Kind>);
