@@ -11,6 +11,8 @@
 //! MLP_a = Linear(a,ea), GELU, dropout, Linear(ea,a), dropout;  gate_a(x) = x · softmax(Linear(a,a)(x))
 //! ```
 //!
+//! Beyond the package, a forecast may have the paper's reconciliation heads: `hierarchy_patch_length` (H) and `cross_channel_context` (CC).
+//!
 //! The softmax makes a gate about 1/a; the reference leaves it so, and so does this.
 //!
 //! | preset | sizes | parameters | MACs per window |
@@ -21,6 +23,7 @@
 
 pub(crate) mod blocks;
 mod config;
+mod reconcile;
 
 use densely_core::nn::{Linear, buffer, parameter};
 use densely_core::{Error, Model, Result, Tensors, check, registry};
@@ -32,6 +35,8 @@ use crate::layers::normal_linear;
 use crate::models::absent;
 use blocks::{InjectScale, Layer, Sizes};
 pub use config::{Aggregation, Head, Mode, NormKind, PatchTsMixerConfig, Positions, Scaling};
+pub use reconcile::hierarchical_loss;
+use reconcile::{CrossChannel, Hierarchy};
 
 impl PatchTsMixerConfig {
     /// Creates the parameters under `vs`, drawing from libtorch's global generator.
@@ -60,6 +65,16 @@ impl PatchTsMixerConfig {
                 .collect(),
             inject: inject.then(|| InjectScale::new(&(vs / "inject_scale"), self)),
             projections: self.head_projections(&(vs / "head")),
+            hierarchy: (self.hierarchy_patch_length > 0)
+                .then(|| Hierarchy::new(&(vs / "head" / "hierarchy_block"), self, &self.layer())),
+            channels: (self.cross_channel_context > 0).then(|| {
+                CrossChannel::new(
+                    &(vs / "head" / "fcm_block"),
+                    self.cross_channel_context,
+                    self.targets(),
+                    &self.layer(),
+                )
+            }),
             config: self.clone(),
         })
     }
@@ -158,7 +173,19 @@ impl PatchTsMixerConfig {
             1
         };
         let head = match self.head {
-            Head::Forecast => each * c * n * d * self.prediction_length,
+            Head::Forecast => {
+                let hierarchy = match self.hierarchy_patch_length {
+                    0 => 0,
+                    _ => Hierarchy::macs(self, &self.layer()),
+                };
+                let steps = self.prediction_length;
+                let (around, targets) = (self.cross_channel_context, self.targets());
+                let channels = match around {
+                    0 => 0,
+                    _ => CrossChannel::macs(around, targets, steps, &self.layer()),
+                };
+                each * c * n * d * steps + hierarchy + channels
+            }
             Head::Pretrain => c * n * d * p,
             Head::Classification | Head::Regression => {
                 let injected = if self.scaling == Scaling::None {
@@ -181,6 +208,8 @@ pub struct PatchTsMixer {
     layers: Vec<Layer>,
     inject: Option<InjectScale>,
     projections: Vec<Linear>,
+    hierarchy: Option<Hierarchy>,
+    channels: Option<CrossChannel>,
     config: PatchTsMixerConfig,
 }
 
@@ -257,10 +286,9 @@ impl PatchTsMixer {
         })
     }
 
-    /// What the head's linear layers give, each as it leaves the head:
-    /// `[batch, prediction_length, channels]` (forecast, still scaled), `[batch, channels, patches, patch_length]` (pretraining) or
-    /// `[batch, num_targets]`. One tensor, or one per parameter of the distribution.
-    fn head(&self, features: &Features, train: bool) -> Vec<Tensor> {
+    /// What the head's linear layers see: `[batch, channels, patches · d]` (forecast), `[batch, channels, patches, d]` (pretraining) or
+    /// `[batch, channels · d]`, times the patches where they are not summed up.
+    fn pooled(&self, features: &Features, train: bool) -> Tensor {
         let config = &self.config;
         let xs = match &self.inject {
             Some(inject) => inject.forward(features),
@@ -281,16 +309,7 @@ impl PatchTsMixer {
                 }
             }
         };
-        let xs = xs.dropout(config.head_dropout, train);
-        let project = |linear: &Linear| {
-            let ys = linear.forward(&xs);
-            if config.head == Head::Forecast {
-                self.chosen(&ys.transpose(1, 2))
-            } else {
-                ys
-            }
-        };
-        self.projections.iter().map(project).collect()
+        xs.dropout(config.head_dropout, train)
     }
 
     /// The channels that are forecast, of `[…, channels]`.
@@ -304,7 +323,8 @@ impl PatchTsMixer {
     }
 
     /// Everything that the head gives, by name: `forecast`, `reconstruction`, `logits` or `values`; `loc` and `scale` of the
-    /// window where it was scaled; with a distribution its parameters, and its mean as `forecast` or `values`.
+    /// window where it was scaled; with a distribution its parameters, and its mean as `forecast` or `values`; with
+    /// `hierarchy_patch_length` the sums of the future's patches as `patch_sums` (see [`hierarchical_loss`]).
     ///
     /// Inputs as those of [`forward_features`](Self::forward_features). Pretraining without `hidden` draws which patches to hide, and
     /// gives it as `mask`.
@@ -322,7 +342,12 @@ impl PatchTsMixer {
             .then(|| self.draw_mask(past.size()[0], past.device()));
         let hidden = hidden.or(drawn.as_ref());
         let features = self.forward_features(past, observed, hidden, train)?;
-        let mut ys = self.head(&features, train);
+        let pooled = self.pooled(&features, train);
+        let mut ys: Vec<Tensor> = self
+            .projections
+            .iter()
+            .map(|linear| linear.forward(&pooled))
+            .collect();
         let mut outputs = Tensors::new();
         let (loc, scale) = (self.chosen(&features.loc), self.chosen(&features.scale));
         let mut give = |name: &str, xs: Tensor| {
@@ -331,6 +356,23 @@ impl PatchTsMixer {
         if config.scaling != Scaling::None {
             give("loc", loc.shallow_clone());
             give("scale", scale.shallow_clone());
+        }
+        if let Some(hierarchy) = &self.hierarchy {
+            let (sums, correction) = hierarchy.forward(&pooled);
+            ys[0] += correction;
+            let sums = self.chosen(&sums.transpose(1, 2)); // [batch, future patches, channels]
+            let length = config.hierarchy_patch_length as f64;
+            give("patch_sums", sums * &scale + &loc * length);
+        }
+        if config.head == Head::Forecast {
+            for ys in &mut ys {
+                *ys = self.chosen(&ys.transpose(1, 2)); // [batch, prediction_length, channels]
+            }
+        }
+        if let Some(channels) = &self.channels {
+            let around = config.cross_channel_context;
+            let last = past.narrow(1, config.context_length - around, around);
+            ys[0] = channels.forward(&ys[0], &((self.chosen(&last) - &loc) / &scale));
         }
         if let Some(distribution) = config.distribution() {
             let affine = (config.head == Head::Forecast).then_some((&loc, &scale));

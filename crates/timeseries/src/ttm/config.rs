@@ -292,6 +292,13 @@ impl TtmConfig {
             );
             return fail("context_length", reason);
         }
+        if self.fcm_context_length > self.context_length {
+            let reason = format!(
+                "must be at most context_length ({}), got {}",
+                self.context_length, self.fcm_context_length
+            );
+            return fail("fcm_context_length", reason);
+        }
         if self.horizon() > self.prediction_length {
             let reason = format!(
                 "must be at most prediction_length ({}), got {}",

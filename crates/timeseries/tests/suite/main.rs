@@ -6,3 +6,4 @@ mod goldens;
 mod linear;
 mod m5;
 mod metrics;
+mod reconcile;
