@@ -1,7 +1,7 @@
 """Goldens of TinyTimeMixer (TTM).
 
 Reference: package `granite-tsfm` (`tsfm_public/models/tinytimemixer`). It asks for other versions of scikit-learn and NumPy than the other scripts, so give it an
-environment of its own; the script says so where it is missing. Writes into crates/timeseries/tests/goldens/ files ttm_<case>.safetensors;
+environment of its own; where it is missing the script says so and leaves the files as they are. Writes into crates/timeseries/tests/goldens/ files ttm_<case>.safetensors;
 metadata `model` is the registered name, `config` ours, `transformers` the reference's config.json:
 
   weight.<name>    fresh weights + 0.1 * noise
@@ -14,6 +14,7 @@ counts_ttm.json        parameter counts of published sizes
 """
 
 import json
+import sys
 
 import torch
 from common import goldens, randn, save, setup, versions
@@ -21,7 +22,8 @@ from common import goldens, randn, save, setup, versions
 try:
     from tsfm_public.models.tinytimemixer import TinyTimeMixerConfig, TinyTimeMixerForPrediction
 except ImportError as error:
-    raise SystemExit(f"{error}; make another environment: pip install granite-tsfm==0.3.11 torch==2.11.0 transformers==5.23.0") from error
+    print(f"TTM's goldens stay as they are: {error}; to write them, run this script in an environment with granite-tsfm==0.3.11, torch==2.11.0 and transformers==5.23.0", file=sys.stderr)
+    sys.exit(0)
 
 SCRIPT = "python/goldens/timeseries_ttm.py"
 PACKAGES = ("granite-tsfm", "transformers")
