@@ -39,7 +39,7 @@ pub(crate) struct DataFile {
     /// the archive's, and `bytes` is about what the folder takes.
     #[serde(default)]
     pub(crate) unpack: bool,
-    /// In the folder that `DENSELY_DATA_MIRROR` names.
+    /// In the folder that `DENSELY_DATA_MIRROR` names; with the ending `.gz` more than `path` has, it is unpacked on the way.
     pub(crate) mirror: String,
     /// In order of preference.
     pub(crate) sources: Vec<Source>,
@@ -373,6 +373,16 @@ sources = [{ type = "http", url = "http://127.0.0.1:9/a.csv" }]
         fetch::copy_checked(&folder.path().join("a.csv"), &new, file)?;
         std::fs::write(folder.path().join("a.csv"), b"hello and more")?;
         assert!(fetch::copy_checked(&folder.path().join("a.csv"), &new, file).is_err());
+        // It may be kept compressed there.
+        let packed = folder.path().join("a.csv.gz");
+        let mut writer = flate2::write::GzEncoder::new(
+            std::fs::File::create(&packed)?,
+            flate2::Compression::fast(),
+        );
+        std::io::Write::write_all(&mut writer, b"hello")?;
+        writer.finish()?;
+        fetch::copy_checked(&packed, &new, file)?;
+        assert_eq!(std::fs::read(&new)?, b"hello");
         Ok(())
     }
 

@@ -1,9 +1,11 @@
 //! Getting one file of a data set: from the mirror, else from its sources in order of preference.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use flate2::read::GzDecoder;
 
 use crate::archive;
 use crate::cache::{self, Scratch};
@@ -69,6 +71,13 @@ pub(crate) fn get_file(set: &str, file: &DataFile, data: &Path, offline: bool) -
 pub(crate) fn copy_checked(from: &Path, to: &Path, file: &DataFile) -> Result<()> {
     let input =
         std::fs::File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
+    // A mirror may keep a file compressed that its source has plain.
+    let packed = |name: &Path| name.extension().is_some_and(|ending| ending == "gz");
+    let input: Box<dyn Read> = if packed(from) && !packed(Path::new(&file.path)) && !file.unpack {
+        Box::new(GzDecoder::new(input))
+    } else {
+        Box::new(input)
+    };
     let mut output =
         std::fs::File::create(to).map_err(|error| cache::explain("write", to, &error))?;
     let found = cache::copy_hashed(input, &mut output, file.limit())

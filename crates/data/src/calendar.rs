@@ -119,6 +119,8 @@ mod tests {
             ("2024-12-31 12:01:00", [1, 12, 1, 31, 366, 12, 2024]),
             ("1969-07-20 20:17:00", [17, 20, 6, 20, 201, 7, 1969]),
             ("1900-03-01 00:00:00", [0, 0, 3, 1, 60, 3, 1900]),
+            ("2013/12/31 5:30", [30, 5, 1, 31, 365, 12, 2013]),
+            ("1970/1/1 0:00", [0, 0, 3, 1, 1, 1, 1970]),
         ];
         let parts = [
             CalendarPart::Minute,
@@ -132,6 +134,18 @@ mod tests {
         for (text, expected) in cases {
             let time = parse_time(text).expect("a time");
             assert_eq!(parts.map(|part| part.at(time)), expected, "{text}");
+        }
+        // One digit needs slashes, the two do not mix, and the year stands first.
+        for text in [
+            "1970-1-1",
+            "1970/1-1",
+            "70/1/1",
+            "1/2/1970",
+            "1970/13/1",
+            "1970/2/30",
+            "1970//1",
+        ] {
+            assert_eq!(parse_time(text), None, "{text}");
         }
     }
 }

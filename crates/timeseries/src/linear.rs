@@ -80,7 +80,8 @@ impl LinearConfig {
         Ok(())
     }
 
-    /// Creates the parameters under `vs`: every weight 1/T and biases from U(±1/√T), as the released code starts.
+    /// Creates the parameters under `vs`: every weight 1/T, as released for DLinear, and biases from U(±1/√T). NLinear was released with the weights
+    /// of `torch.nn.Linear`.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field that is out of range.

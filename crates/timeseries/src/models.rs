@@ -8,6 +8,7 @@ use crate::linear::{LinearConfig, Variant};
 use crate::patch_tsmixer::{Head, PatchTsMixerConfig};
 use crate::tsmixer::TsMixerConfig;
 use crate::tsmixer_ext::TsMixerExtConfig;
+use crate::ttm::TtmConfig;
 
 /// What to say of an input that a model needs and did not get.
 pub(crate) fn absent(name: &str) -> Error {
@@ -20,6 +21,8 @@ pub(crate) fn absent(name: &str) -> Error {
 
 const TSMIXER: &str = "Chen, Li, Yoder, Arik, Pfister 2023, arXiv 2303.06053";
 const PATCH_TSMIXER: &str = "Ekambaram, Jati, Nguyen, Sinthong, Kalagnanam 2023, arXiv 2306.09364";
+const TTM: &str =
+    "Ekambaram, Jati, Dayama, Mukherjee, Nguyen, Gifford, Reddy, Kalagnanam 2024, arXiv 2401.03955";
 const LINEAR: &str = "Zeng, Chen, Zhang, Xu 2023, arXiv 2205.13504";
 
 const fn spec(name: &'static str, shape: &'static [&'static str]) -> TensorSpec {
@@ -149,6 +152,21 @@ pub static PRESETS: &[Preset] = &[
             SCALE,
         ],
     ),
+    Preset {
+        name: "ttm-forecast",
+        domain: "timeseries",
+        paper: TTM,
+        params: 805_280,
+        macs: 54_648_832,
+        config: || json!(TtmConfig::ttm()),
+        inputs: &[PAST],
+        outputs: &[FORECAST, LOC, SCALE],
+        weights: &[],
+        dropout: &["dropout", "head_dropout"],
+        build: |config, vs| {
+            Ok(Box::new(parse_config::<TtmConfig>(config)?.build(vs)?) as Box<dyn Model>)
+        },
+    },
     linear("dlinear", 98_496, 688_128, || {
         json!(LinearConfig::of(Variant::Dlinear))
     }),

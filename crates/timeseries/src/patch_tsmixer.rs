@@ -11,6 +11,8 @@
 //! MLP_a = Linear(a,ea), GELU, dropout, Linear(ea,a), dropout;  gate_a(x) = x · softmax(Linear(a,a)(x))
 //! ```
 //!
+//! Beyond the package, a forecast may have the paper's reconciliation heads: `hierarchy_patch_length` (H) and `cross_channel_context` (CC).
+//!
 //! The softmax makes a gate about 1/a; the reference leaves it so, and so does this.
 //!
 //! | preset | sizes | parameters | MACs per window |
@@ -19,8 +21,9 @@
 //! | `patchtsmixer-pretrain` | the same backbone, the hidden patches back | 137,480 | 50,921,472 |
 //! | `patchtsmixer-classification`, `-regression` | the same backbone, 3 classes or values | 147,673 | 54,972,400 |
 
-mod blocks;
+pub(crate) mod blocks;
 mod config;
+mod reconcile;
 
 use densely_core::nn::{Linear, buffer, parameter};
 use densely_core::{Error, Model, Result, Tensors, check, registry};
@@ -30,8 +33,10 @@ use tch::{Kind, Tensor};
 use crate::distributions::Distribution;
 use crate::layers::normal_linear;
 use crate::models::absent;
-use blocks::{InjectScale, Layer};
+use blocks::{InjectScale, Layer, Sizes};
 pub use config::{Aggregation, Head, Mode, NormKind, PatchTsMixerConfig, Positions, Scaling};
+pub use reconcile::hierarchical_loss;
+use reconcile::{CrossChannel, Hierarchy};
 
 impl PatchTsMixerConfig {
     /// Creates the parameters under `vs`, drawing from libtorch's global generator.
@@ -56,12 +61,39 @@ impl PatchTsMixerConfig {
             ),
             positions,
             layers: (0..self.num_layers)
-                .map(|i| Layer::new(&(&mixers / i), self))
+                .map(|i| Layer::new(&(&mixers / i), &self.layer()))
                 .collect(),
             inject: inject.then(|| InjectScale::new(&(vs / "inject_scale"), self)),
             projections: self.head_projections(&(vs / "head")),
+            hierarchy: (self.hierarchy_patch_length > 0)
+                .then(|| Hierarchy::new(&(vs / "head" / "hierarchy_block"), self, &self.layer())),
+            channels: (self.cross_channel_context > 0).then(|| {
+                CrossChannel::new(
+                    &(vs / "head" / "fcm_block"),
+                    self.cross_channel_context,
+                    self.targets(),
+                    &self.layer(),
+                )
+            }),
             config: self.clone(),
         })
+    }
+
+    fn layer(&self) -> Sizes {
+        Sizes {
+            channels: self.num_input_channels,
+            patches: self.num_patches(),
+            d_model: self.d_model,
+            expansion: self.expansion_factor,
+            dropout: self.dropout,
+            mix_channels: self.mode == Mode::MixChannel,
+            mix_patches: true,
+            gates: self.gated_attn,
+            norm: self.norm_mlp,
+            norm_eps: self.norm_eps,
+            attention_heads: self.self_attn.then_some(self.self_attn_heads),
+            init_std: Some(self.init_std),
+        }
     }
 
     fn positions(&self, vs: &Path) -> Tensor {
@@ -132,18 +164,6 @@ impl PatchTsMixerConfig {
             self.d_model,
             self.patch_length,
         );
-        let products = 2 * self.expansion_factor + i64::from(self.gated_attn); // of an MLP and its gate, in units of width²
-        let attention = if self.self_attn {
-            4 * n * d * d + 2 * n * n * d
-        } else {
-            0
-        };
-        let channels = if self.mode == Mode::MixChannel {
-            products * c * c * n * d
-        } else {
-            0
-        };
-        let layer = c * (products * (d * n * n + n * d * d) + attention) + channels;
         let each = self
             .distribution()
             .map_or(1, |distribution| distribution.parameters().len() as i64);
@@ -153,7 +173,19 @@ impl PatchTsMixerConfig {
             1
         };
         let head = match self.head {
-            Head::Forecast => each * c * n * d * self.prediction_length,
+            Head::Forecast => {
+                let hierarchy = match self.hierarchy_patch_length {
+                    0 => 0,
+                    _ => Hierarchy::macs(self, &self.layer()),
+                };
+                let steps = self.prediction_length;
+                let (around, targets) = (self.cross_channel_context, self.targets());
+                let channels = match around {
+                    0 => 0,
+                    _ => CrossChannel::macs(around, targets, steps, &self.layer()),
+                };
+                each * c * n * d * steps + hierarchy + channels
+            }
             Head::Pretrain => c * n * d * p,
             Head::Classification | Head::Regression => {
                 let injected = if self.scaling == Scaling::None {
@@ -164,7 +196,7 @@ impl PatchTsMixerConfig {
                 injected + each * c * d * pooled * self.num_targets
             }
         };
-        (c * n * p * d + self.num_layers * layer + head) as u64
+        (c * n * p * d + self.num_layers * self.layer().macs() + head) as u64
     }
 }
 
@@ -176,6 +208,8 @@ pub struct PatchTsMixer {
     layers: Vec<Layer>,
     inject: Option<InjectScale>,
     projections: Vec<Linear>,
+    hierarchy: Option<Hierarchy>,
+    channels: Option<CrossChannel>,
     config: PatchTsMixerConfig,
 }
 
@@ -250,10 +284,9 @@ impl PatchTsMixer {
         })
     }
 
-    /// What the head's linear layers give, each as it leaves the head:
-    /// `[batch, prediction_length, channels]` (forecast, still scaled), `[batch, channels, patches, patch_length]` (pretraining) or
-    /// `[batch, num_targets]`. One tensor, or one per parameter of the distribution.
-    fn head(&self, features: &Features, train: bool) -> Vec<Tensor> {
+    /// What the head's linear layers see: `[batch, channels, patches · d]` (forecast), `[batch, channels, patches, d]` (pretraining) or
+    /// `[batch, channels · d]`, times the patches where they are not summed up.
+    fn pooled(&self, features: &Features, train: bool) -> Tensor {
         let config = &self.config;
         let xs = match &self.inject {
             Some(inject) => inject.forward(features),
@@ -274,16 +307,7 @@ impl PatchTsMixer {
                 }
             }
         };
-        let xs = xs.dropout(config.head_dropout, train);
-        let project = |linear: &Linear| {
-            let ys = linear.forward(&xs);
-            if config.head == Head::Forecast {
-                self.chosen(&ys.transpose(1, 2))
-            } else {
-                ys
-            }
-        };
-        self.projections.iter().map(project).collect()
+        xs.dropout(config.head_dropout, train)
     }
 
     /// The channels that are forecast, of `[…, channels]`.
@@ -297,7 +321,8 @@ impl PatchTsMixer {
     }
 
     /// Everything that the head gives, by name: `forecast`, `reconstruction`, `logits` or `values`; `loc` and `scale` of the
-    /// window where it was scaled; with a distribution its parameters, and its mean as `forecast` or `values`.
+    /// window where it was scaled; with a distribution its parameters, and its mean as `forecast` or `values`; with
+    /// `hierarchy_patch_length` the sums of the future's patches as `patch_sums` (see [`hierarchical_loss`]).
     ///
     /// Inputs as those of [`forward_features`](Self::forward_features). Pretraining without `hidden` draws which patches to hide, and
     /// gives it as `mask`.
@@ -315,7 +340,12 @@ impl PatchTsMixer {
             .then(|| self.draw_mask(past.size()[0], past.device()));
         let hidden = hidden.or(drawn.as_ref());
         let features = self.forward_features(past, observed, hidden, train)?;
-        let mut ys = self.head(&features, train);
+        let pooled = self.pooled(&features, train);
+        let mut ys: Vec<Tensor> = self
+            .projections
+            .iter()
+            .map(|linear| linear.forward(&pooled))
+            .collect();
         let mut outputs = Tensors::new();
         let (loc, scale) = (self.chosen(&features.loc), self.chosen(&features.scale));
         let mut give = |name: &str, xs: Tensor| {
@@ -324,6 +354,23 @@ impl PatchTsMixer {
         if config.scaling != Scaling::None {
             give("loc", loc.shallow_clone());
             give("scale", scale.shallow_clone());
+        }
+        if let Some(hierarchy) = &self.hierarchy {
+            let (sums, correction) = hierarchy.forward(&pooled);
+            ys[0] += correction;
+            let sums = self.chosen(&sums.transpose(1, 2)); // [batch, future patches, channels]
+            let length = config.hierarchy_patch_length as f64;
+            give("patch_sums", sums * &scale + &loc * length);
+        }
+        if config.head == Head::Forecast {
+            for ys in &mut ys {
+                *ys = self.chosen(&ys.transpose(1, 2)); // [batch, prediction_length, channels]
+            }
+        }
+        if let Some(channels) = &self.channels {
+            let around = config.cross_channel_context;
+            let last = past.narrow(1, config.context_length - around, around);
+            ys[0] = channels.forward(&ys[0], &((self.chosen(&last) - &loc) / &scale));
         }
         if let Some(distribution) = config.distribution() {
             let affine = (config.head == Head::Forecast).then_some((&loc, &scale));
@@ -408,7 +455,7 @@ impl Model for PatchTsMixer {
 
 impl Scaling {
     /// The window scaled, and by what: `[batch, 1, channels]` each.
-    fn apply(self, xs: &Tensor, observed: Option<&Tensor>) -> (Tensor, Tensor, Tensor) {
+    pub(crate) fn apply(self, xs: &Tensor, observed: Option<&Tensor>) -> (Tensor, Tensor, Tensor) {
         let size = [xs.size()[0], 1, xs.size()[2]];
         let zeros = || Tensor::zeros(size, (xs.kind(), xs.device()));
         let over_time = |xs: &Tensor| xs.sum_dim_intlist([1].as_slice(), true, None::<Kind>);

@@ -63,17 +63,20 @@ pub(crate) fn is_missing(text: &str) -> bool {
     MISSING_TEXTS.contains(&text)
 }
 
-/// `2013-01-31`, `2013-01-31 05:06:07`, `2013-01-31T05:06:07.5Z` as microseconds since 1970.
+/// `2013-01-31`, `2013-01-31 05:06:07`, `2013-01-31T05:06:07.5Z`, `2013/1/31 5:06` as microseconds since 1970.
 pub(crate) fn parse_time(text: &str) -> Option<i64> {
     let text = text.strip_suffix('Z').unwrap_or(text);
     let (date, time) = match text.find(['T', ' ']) {
         Some(at) => (&text[..at], Some(&text[at + 1..])),
         None => (text, None),
     };
-    let mut parts = date.splitn(3, '-');
+    // With slashes months and days may have one digit, as spreadsheets write them; the year stands first all the same.
+    let slashes = date.contains('/');
+    let mut parts = date.splitn(3, if slashes { '/' } else { '-' });
     let mut part = |length: usize| {
         let part = parts.next()?;
-        (part.len() == length && part.bytes().all(|b| b.is_ascii_digit()))
+        let short = slashes && length == 2 && part.len() == 1;
+        ((part.len() == length || short) && part.bytes().all(|b| b.is_ascii_digit()))
             .then(|| part.parse().ok())?
     };
     let (year, month, day): (i64, i64, i64) = (part(4)?, part(2)?, part(2)?);

@@ -8,23 +8,74 @@ use tch::nn::{Module, ModuleT, Path};
 use tch::{Kind, Tensor};
 
 use super::Features;
-use super::config::{Mode, NormKind, PatchTsMixerConfig};
+use super::config::{NormKind, PatchTsMixerConfig};
 use crate::layers::normal_linear;
 
+/// What a layer is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// Channels, C.
+    pub(crate) channels: i64,
+    /// Patches, n.
+    pub(crate) patches: i64,
+    /// Features of a patch, d.
+    pub(crate) d_model: i64,
+    /// Hidden width of the MLPs in units of their input, e.
+    pub(crate) expansion: i64,
+    /// Probability of dropping an activation.
+    pub(crate) dropout: f64,
+    /// Whether a block over the channels opens the layer.
+    pub(crate) mix_channels: bool,
+    /// Whether there is a block over the patches.
+    pub(crate) mix_patches: bool,
+    /// Whether the blocks have gates.
+    pub(crate) gates: bool,
+    /// What is normalised before each block.
+    pub(crate) norm: NormKind,
+    /// Added to the variance in the norms.
+    pub(crate) norm_eps: f64,
+    /// Heads of the attention among patches; `None` for none.
+    pub(crate) attention_heads: Option<i64>,
+    /// Standard deviation of the initial weights; `None` starts them as PyTorch does.
+    pub(crate) init_std: Option<f64>,
+}
+
+impl Sizes {
+    /// A linear layer with this model's initial weights.
+    pub(crate) fn linear(&self, vs: &Path, inputs: i64, outputs: i64) -> Linear {
+        match self.init_std {
+            Some(std) => normal_linear(vs, inputs, outputs, std),
+            None => nn::linear(vs, inputs, outputs),
+        }
+    }
+
+    /// Multiply-accumulates of a layer's matrix products for one window.
+    pub(crate) fn macs(&self) -> i64 {
+        let (c, n, d) = (self.channels, self.patches, self.d_model);
+        let products = 2 * self.expansion + i64::from(self.gates); // of an MLP and its gate, in units of width²
+        let patches = i64::from(self.mix_patches) * products * d * n * n;
+        let attention = i64::from(self.mix_patches && self.attention_heads.is_some())
+            * (4 * n * d * d + 2 * n * n * d);
+        let channels = i64::from(self.mix_channels) * products * c * c * n * d;
+        c * (patches + products * n * d * d + attention) + channels
+    }
+}
+
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     channels: Option<ChannelBlock>,
-    patches: PatchBlock,
+    patches: Option<PatchBlock>,
     features: FeatureBlock,
 }
 
 impl Layer {
-    pub(super) fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
-        let mixed = config.mode == Mode::MixChannel;
+    pub(crate) fn new(vs: &Path, sizes: &Sizes) -> Self {
+        let channels = || ChannelBlock::new(&(vs / "channel_feature_mixer"), sizes);
+        let patches = || PatchBlock::new(&(vs / "patch_mixer"), sizes);
         Self {
-            channels: mixed.then(|| ChannelBlock::new(&(vs / "channel_feature_mixer"), config)),
-            patches: PatchBlock::new(&(vs / "patch_mixer"), config),
-            features: FeatureBlock::new(&(vs / "feature_mixer"), config),
+            channels: sizes.mix_channels.then(channels),
+            patches: sizes.mix_patches.then(patches),
+            features: FeatureBlock::new(&(vs / "feature_mixer"), sizes),
         }
     }
 }
@@ -33,26 +84,18 @@ impl Layer {
     /// `[batch, channels, patches, d]`, mixed.
     ///
     /// On the CPU one fused operation does a block whose norm is that of the layer and whose mixing is gated, as in all presets.
-    pub(super) fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+    /// # Errors
+    /// [`Error::Torch`].
+    pub(crate) fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let xs = match &self.channels {
             Some(channels) => channels.forward_t(xs, train),
             None => xs.shallow_clone(),
         };
-        let PatchBlock {
-            norm,
-            mlp,
-            gate,
-            attention,
-        } = &self.patches;
-        let xs = match (fused_block(norm, mlp, gate.as_ref(), false), attention) {
-            (Some(block), None) => mix(&xs, &block, mlp.dropout, train)?,
-            _ => self.patches.forward_t(&xs, train),
+        let xs = match &self.patches {
+            Some(patches) => patches.forward(&xs, train)?,
+            None => xs,
         };
-        let FeatureBlock { norm, mlp, gate } = &self.features;
-        match fused_block(norm, mlp, gate.as_ref(), true) {
-            Some(block) => mix(&xs, &block, mlp.dropout, train),
-            None => Ok(self.features.forward_t(&xs, train)),
-        }
+        self.features.forward(&xs, train)
     }
 }
 
@@ -91,12 +134,12 @@ struct ChannelBlock {
 }
 
 impl ChannelBlock {
-    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
-        let width = config.num_input_channels;
+    fn new(vs: &Path, sizes: &Sizes) -> Self {
+        let width = sizes.channels;
         Self {
-            norm: Norm::new(&(vs / "norm"), config),
-            gate: Gate::new(vs, width, config),
-            mlp: Mlp::new(&(vs / "mlp"), width, config),
+            norm: Norm::new(&(vs / "norm"), sizes),
+            gate: Gate::new(vs, width, sizes),
+            mlp: Mlp::new(&(vs / "mlp"), width, sizes),
         }
     }
 }
@@ -118,19 +161,31 @@ struct PatchBlock {
 }
 
 impl PatchBlock {
-    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
-        let width = config.num_patches();
-        let attention = || {
+    fn new(vs: &Path, sizes: &Sizes) -> Self {
+        let width = sizes.patches;
+        let attention = |heads| {
             (
-                Attention::new(&(vs / "self_attn_layer"), config),
-                Norm::new(&(vs / "norm_attn"), config),
+                Attention::new(&(vs / "self_attn_layer"), heads, sizes),
+                Norm::new(&(vs / "norm_attn"), sizes),
             )
         };
         Self {
-            norm: Norm::new(&(vs / "norm"), config),
-            mlp: Mlp::new(&(vs / "mlp"), width, config),
-            gate: Gate::new(vs, width, config),
-            attention: config.self_attn.then(attention),
+            norm: Norm::new(&(vs / "norm"), sizes),
+            mlp: Mlp::new(&(vs / "mlp"), width, sizes),
+            gate: Gate::new(vs, width, sizes),
+            attention: sizes.attention_heads.map(attention),
+        }
+    }
+}
+
+impl PatchBlock {
+    fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let Self {
+            norm, mlp, gate, ..
+        } = self;
+        match fused_block(norm, mlp, gate.as_ref(), false) {
+            Some(block) if self.attention.is_none() => mix(xs, &block, mlp.dropout, train),
+            _ => Ok(self.forward_t(xs, train)),
         }
     }
 }
@@ -157,12 +212,22 @@ struct FeatureBlock {
 }
 
 impl FeatureBlock {
-    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
-        let width = config.d_model;
+    fn new(vs: &Path, sizes: &Sizes) -> Self {
+        let width = sizes.d_model;
         Self {
-            norm: Norm::new(&(vs / "norm"), config),
-            mlp: Mlp::new(&(vs / "mlp"), width, config),
-            gate: Gate::new(vs, width, config),
+            norm: Norm::new(&(vs / "norm"), sizes),
+            mlp: Mlp::new(&(vs / "mlp"), width, sizes),
+            gate: Gate::new(vs, width, sizes),
+        }
+    }
+}
+
+impl FeatureBlock {
+    fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let Self { norm, mlp, gate } = self;
+        match fused_block(norm, mlp, gate.as_ref(), true) {
+            Some(block) => mix(xs, &block, mlp.dropout, train),
+            None => Ok(self.forward_t(xs, train)),
         }
     }
 }
@@ -183,12 +248,12 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn new(vs: &Path, width: i64, config: &PatchTsMixerConfig) -> Self {
-        let hidden = width * config.expansion_factor;
+    fn new(vs: &Path, width: i64, sizes: &Sizes) -> Self {
+        let hidden = width * sizes.expansion;
         Self {
-            fc1: normal_linear(&(vs / "fc1"), width, hidden, config.init_std),
-            fc2: normal_linear(&(vs / "fc2"), hidden, width, config.init_std),
-            dropout: config.dropout,
+            fc1: sizes.linear(&(vs / "fc1"), width, hidden),
+            fc2: sizes.linear(&(vs / "fc2"), hidden, width),
+            dropout: sizes.dropout,
         }
     }
 }
@@ -206,23 +271,23 @@ impl ModuleT for Mlp {
 
 /// Weighs the last axis by a softmax of itself.
 #[derive(Debug)]
-struct Gate(Linear);
+pub(crate) struct Gate(Linear);
 
 impl Gate {
-    fn new(block: &Path, width: i64, config: &PatchTsMixerConfig) -> Option<Self> {
-        let linear = || {
-            Self(normal_linear(
-                &(block / "gating_block" / "attn_layer"),
-                width,
-                width,
-                config.init_std,
-            ))
-        };
-        config.gated_attn.then(linear)
+    /// The gate of a block, where its model has gates.
+    fn new(block: &Path, width: i64, sizes: &Sizes) -> Option<Self> {
+        Self::named(&(block / "gating_block"), width, sizes)
+    }
+
+    /// A gate under `vs`, where its model has gates.
+    pub(crate) fn named(vs: &Path, width: i64, sizes: &Sizes) -> Option<Self> {
+        let linear = || Self(sizes.linear(&(vs / "attn_layer"), width, width));
+        sizes.gates.then(linear)
     }
 }
 
-fn gated(gate: Option<&Gate>, xs: Tensor) -> Tensor {
+/// `xs` through its gate, if there is one.
+pub(crate) fn gated(gate: Option<&Gate>, xs: Tensor) -> Tensor {
     match gate {
         Some(Gate(linear)) => linear.forward(&xs).softmax(-1, None::<Kind>) * xs,
         None => xs,
@@ -241,22 +306,15 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
-        let linear = |name: &str| {
-            normal_linear(
-                &(vs / name),
-                config.d_model,
-                config.d_model,
-                config.init_std,
-            )
-        };
+    fn new(vs: &Path, heads: i64, sizes: &Sizes) -> Self {
+        let linear = |name: &str| sizes.linear(&(vs / name), sizes.d_model, sizes.d_model);
         Self {
             key: linear("k_proj"),
             value: linear("v_proj"),
             query: linear("q_proj"),
             out: linear("out_proj"),
-            heads: config.self_attn_heads,
-            dropout: config.dropout,
+            heads,
+            dropout: sizes.dropout,
         }
     }
 }
@@ -287,17 +345,17 @@ enum Norm {
 }
 
 impl Norm {
-    fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
+    fn new(vs: &Path, sizes: &Sizes) -> Self {
         let vs = vs / "norm";
-        match config.norm_mlp {
+        match sizes.norm {
             NormKind::LayerNorm => {
-                Self::Layer(nn::layer_norm(&vs, &[config.d_model], config.norm_eps))
+                Self::Layer(nn::layer_norm(&vs, &[sizes.d_model], sizes.norm_eps))
             }
             NormKind::BatchNorm => Self::Batch(nn::batch_norm(
                 &(&vs / "batchnorm"),
-                config.d_model,
+                sizes.d_model,
                 0.1,
-                config.norm_eps,
+                sizes.norm_eps,
             )),
         }
     }

@@ -70,6 +70,10 @@ pub struct PatchTsMixerConfig {
     pub random_mask_ratio: f64,
     /// Whether the same patches of all channels are hidden.
     pub channel_consistent_masking: bool,
+    /// Steps of the future whose sums are forecast too, and correct the forecast (the paper's H); 0 for none. Not in the package.
+    pub hierarchy_patch_length: i64,
+    /// Steps around each that correct its forecast from all channels (the paper's CC); 0 for none. Not in the package.
+    pub cross_channel_context: i64,
 }
 
 impl Default for PatchTsMixerConfig {
@@ -103,6 +107,8 @@ impl Default for PatchTsMixerConfig {
             output_range: None,
             random_mask_ratio: 0.5,
             channel_consistent_masking: true,
+            hierarchy_patch_length: 0,
+            cross_channel_context: 0,
         }
     }
 }
@@ -317,6 +323,7 @@ impl PatchTsMixerConfig {
                 format!("must be two finite numbers, the lower first, got {low} and {high}"),
             ));
         }
+        self.validate_reconciliation()?;
         let channels = self.prediction_channel_indices.as_deref().unwrap_or(&[]);
         let ascending = channels.windows(2).all(|pair| pair[0] < pair[1]);
         let known = channels
@@ -333,6 +340,46 @@ impl PatchTsMixerConfig {
                 self.num_input_channels - 1
             );
             return Err(Error::config("prediction_channel_indices", reason));
+        }
+        Ok(())
+    }
+
+    /// Channels that are forecast.
+    pub(super) fn targets(&self) -> i64 {
+        self.prediction_channel_indices
+            .as_ref()
+            .map_or(self.num_input_channels, |channels| channels.len() as i64)
+    }
+
+    fn validate_reconciliation(&self) -> Result<()> {
+        let (length, around) = (self.hierarchy_patch_length, self.cross_channel_context);
+        let plain = self.head == Head::Forecast && self.distribution_output.is_none();
+        for (field, value) in [
+            ("hierarchy_patch_length", length),
+            ("cross_channel_context", around),
+        ] {
+            if value < 0 {
+                let reason = format!("must be at least 0, got {value}");
+                return Err(Error::config(field, reason));
+            }
+            if value > 0 && !plain {
+                let reason = "is for heads that forecast values, not distributions";
+                return Err(Error::config(field, reason));
+            }
+        }
+        if length > 0 && self.prediction_length % length != 0 {
+            let reason = format!(
+                "must divide prediction_length ({}), got {length}",
+                self.prediction_length
+            );
+            return Err(Error::config("hierarchy_patch_length", reason));
+        }
+        if around > self.context_length {
+            let reason = format!(
+                "must be at most context_length ({}), got {around}",
+                self.context_length
+            );
+            return Err(Error::config("cross_channel_context", reason));
         }
         Ok(())
     }

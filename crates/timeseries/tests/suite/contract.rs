@@ -7,6 +7,7 @@ use densely_timeseries::models::PRESETS;
 use densely_timeseries::patch_tsmixer::PatchTsMixerConfig;
 use densely_timeseries::tsmixer::TsMixerConfig;
 use densely_timeseries::tsmixer_ext::TsMixerExtConfig;
+use densely_timeseries::ttm::TtmConfig;
 use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
@@ -19,6 +20,10 @@ fn small(name: &str) -> Value {
         "tsmixer-ext" => json!({ "lookback": 12, "horizon": 5, "ff_dim": 6, "dropout": 0.5 }),
         "dlinear" | "nlinear" => {
             json!({ "lookback": 12, "horizon": 5, "channels": 3, "kernel": 5 })
+        }
+        "ttm-forecast" => {
+            json!({ "context_length": 18, "patch_length": 4, "num_input_channels": 3, "d_model": 20, "adaptive_patching_levels": 2, "decoder_d_model": 6, "num_layers": 1,
+            "decoder_raw_residual": true, "enable_forecast_channel_mixing": true, "prediction_length": 5 })
         }
         _ => {
             json!({ "head": name.trim_start_matches("patchtsmixer-"), "context_length": 18, "patch_length": 4, "patch_stride": 4, "num_input_channels": 3, "d_model": 6, "expansion_factor": 2,
@@ -77,6 +82,7 @@ fn macs_are_those_of_the_config() -> Result<()> {
             "dlinear" | "nlinear" => {
                 densely_core::registry::parse_config::<LinearConfig>(&config)?.macs()
             }
+            "ttm-forecast" => densely_core::registry::parse_config::<TtmConfig>(&config)?.macs(),
             _ => densely_core::registry::parse_config::<PatchTsMixerConfig>(&config)?.macs(),
         };
         assert_eq!(macs, preset.macs, "{}", preset.name);

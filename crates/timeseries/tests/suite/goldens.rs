@@ -7,6 +7,7 @@ use densely_testkit::{Golden, assert_close};
 use densely_timeseries::distributions::Distribution;
 use densely_timeseries::models::PRESETS;
 use densely_timeseries::patch_tsmixer::{Head, PatchTsMixerConfig, masked_loss};
+use densely_timeseries::ttm::{Aside, TtmConfig};
 use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
@@ -62,7 +63,7 @@ fn run(name: &str) -> Result<Loaded> {
     )?;
     let mut inputs: Tensors = golden.group("input.");
     inputs.remove("target");
-    for xs in inputs.values_mut() {
+    for xs in inputs.values_mut().filter(|xs| xs.is_floating_point()) {
         *xs = xs.set_requires_grad(true);
     }
     let outputs = model.forward_named(&inputs, train)?;
@@ -185,6 +186,164 @@ fn patchtsmixers_equal_transformers() -> Result<()> {
 }
 
 #[test]
+fn ttms_equal_granite_tsfm() -> Result<()> {
+    let names = goldens("ttm_");
+    assert_eq!(
+        names.len(),
+        18,
+        "a golden is missing or not listed: {names:?}"
+    );
+    for name in names {
+        let loaded = run(&name)?;
+        for (key, expected) in loaded.golden.group("output.") {
+            assert_close(&loaded.outputs[&key], &expected, 1e-5, 1e-5);
+        }
+        let target = loaded.golden.tensor("input.target");
+        let loss = loaded.outputs["forecast"].mse_loss(&target, Reduction::Mean);
+        assert_close(&loss, &loaded.golden.tensor("loss"), 1e-5, 1e-5);
+        loss.backward();
+        assert_gradients(&loaded);
+
+        // The reference's own config says the same.
+        let ours: TtmConfig = parse_config(&loaded.config)?;
+        let theirs: Value = serde_json::from_str(loaded.golden.meta("transformers")).expect("JSON");
+        let read = TtmConfig::from_transformers(&theirs)?;
+        let targets = read.targets();
+        let ours = TtmConfig {
+            dropout: read.dropout,
+            head_dropout: read.head_dropout,
+            // The package writes down which channels it forecasts when some are known.
+            prediction_channel_indices: read.prediction_channel_indices.clone(),
+            ..ours
+        };
+        assert_eq!((read, targets), (ours.clone(), ours.targets()), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_folder_that_granite_tsfm_saved_loads_as_it_is() -> Result<()> {
+    let folder = format!("{HERE}/tests/saved_by_granite");
+    let text = std::fs::read_to_string(format!("{folder}/config.json")).expect("config.json");
+    let config = TtmConfig::from_transformers(&serde_json::from_str(&text).expect("JSON"))?;
+    assert_eq!(config.targets(), [1, 2]);
+    let vs = VarStore::new(Device::Cpu);
+    let model = seeded(0, || config.build(&vs.root()))?;
+    weights::load(
+        &vs,
+        format!("{folder}/model.safetensors").as_ref(),
+        weights::same_name,
+        Strictness::All,
+    )?;
+    let golden = Golden::open(HERE, "../saved_by_granite/input");
+    let future = golden.tensor("input.future");
+    let aside = Aside {
+        future: Some(&future),
+        ..Aside::default()
+    };
+    let [ys, _, _] = model.forward(&golden.tensor("input.past"), aside, false)?;
+    assert_close(&ys, &golden.tensor("output.forecast"), 1e-5, 1e-6);
+    Ok(())
+}
+
+#[test]
+fn what_a_ttm_lacks_or_does_not_take_is_said() -> Result<()> {
+    let read = |config: Value| TtmConfig::from_transformers(&config);
+    let plain = read(json!({ "model_type": "tinytimemixer", "scaling": true }))?;
+    assert_eq!((plain.context_length, plain.d_model), (64, 16));
+    for (config, part) in [
+        (
+            json!({ "model_type": "patchtsmixer" }),
+            "must be `tinytimemixer`",
+        ),
+        (
+            json!({ "multi_scale": true }),
+            "`multi_scale` = true is not available",
+        ),
+        (json!({ "register_tokens": 4 }), "`register_tokens` = 4"),
+        (
+            json!({ "categorical_vocab_size_list": [3] }),
+            "`categorical_vocab_size_list`",
+        ),
+        (
+            json!({ "gate_mode": "glu" }),
+            "must be `softmax`, got `glu`",
+        ),
+        (
+            json!({ "patch_length": 16 }),
+            "`patch_stride`: must be patch_length (16)",
+        ),
+        (
+            json!({ "d_model": 22, "adaptive_patching_levels": 3 }),
+            "`adaptive_patching_levels`",
+        ),
+        (
+            json!({ "exogenous_channel_indices": [0], "enable_forecast_channel_mixing": true }),
+            "leave no channel to forecast",
+        ),
+        (
+            json!({ "num_input_channels": 2, "exogenous_channel_indices": [0] }),
+            "switch it on",
+        ),
+        (
+            json!({ "prediction_filter_length": 17 }),
+            "at most prediction_length (16), got 17",
+        ),
+    ] {
+        let message = read(config).expect_err(part).to_string();
+        assert!(message.contains(part), "{message}");
+    }
+    let small = TtmConfig {
+        context_length: 18,
+        patch_length: 4,
+        num_input_channels: 2,
+        prediction_length: 5,
+        d_model: 8,
+        adaptive_patching_levels: 0,
+        decoder_d_model: 8,
+        resolution_prefix_tuning: true,
+        enable_forecast_channel_mixing: true,
+        exogenous_channel_indices: Some(vec![1]),
+        ..TtmConfig::default()
+    };
+    let vs = VarStore::new(Device::Cpu);
+    let model = seeded(0, || small.build(&vs.root()))?;
+    let (past, future) = (
+        Tensor::randn([2, 18, 2], tch::kind::FLOAT_CPU),
+        Tensor::randn([2, 5, 2], tch::kind::FLOAT_CPU),
+    );
+    let token = Tensor::from_slice(&[0i64, 4]);
+    let complaint = |past: &Tensor, token: Option<&Tensor>, future: Option<&Tensor>| {
+        let aside = Aside {
+            freq_token: token,
+            future,
+            observed: None,
+        };
+        match model.forward(past, aside, false) {
+            Ok(_) => "fine".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    };
+    assert_eq!(complaint(&past, Some(&token), Some(&future)), "fine");
+    assert!(complaint(&past, None, Some(&future)).contains("`freq_token`"));
+    assert!(complaint(&past, Some(&token), None).contains("`future`"));
+    assert!(complaint(&past, Some(&(&token + 1)), Some(&future)).contains("numbers from 0 to 4"));
+    assert!(complaint(&past.narrow(1, 0, 17), Some(&token), Some(&future)).contains("`past`"));
+    assert!(complaint(&past, Some(&token), Some(&future.narrow(1, 0, 4))).contains("`future`"));
+    // What stands in the future of a channel that is forecast is not read.
+    let aside = |future| Aside {
+        freq_token: Some(&token),
+        future: Some(future),
+        observed: None,
+    };
+    let [ys, _, _] = model.forward(&past, aside(&future), false)?;
+    let other = Tensor::cat(&[future.narrow(2, 0, 1) + 7.0, future.narrow(2, 1, 1)], 2);
+    let [again, _, _] = model.forward(&past, aside(&other), false)?;
+    densely_testkit::assert_bits(&again, &ys);
+    Ok(())
+}
+
+#[test]
 fn a_folder_that_transformers_saved_loads_as_it_is() -> Result<()> {
     let folder = format!("{HERE}/tests/saved_by_transformers");
     let text = std::fs::read_to_string(format!("{folder}/config.json")).expect("config.json");
@@ -249,6 +408,16 @@ fn parameter_counts_are_the_packages() -> Result<()> {
     let mixers = rows(&read("counts_tsmixer.json"));
     let patched = rows(&read("counts_patchtsmixer.json"));
     assert_eq!((mixers.len(), patched.len()), (5, 11));
+    for row in rows(&read("counts_ttm.json")) {
+        let config = TtmConfig::from_transformers(&row["transformers"])?;
+        let config = serde_json::to_value(config).expect("JSON");
+        assert_eq!(
+            count("ttm-forecast", &config)?,
+            row["params"].as_u64().expect("a number"),
+            "{}",
+            row["name"]
+        );
+    }
     for row in mixers {
         assert_eq!(
             count(row["model"].as_str().expect("a name"), &row["config"])?,

@@ -5,3 +5,6 @@ mod fit;
 mod fused;
 mod goldens;
 mod linear;
+mod m5;
+mod metrics;
+mod reconcile;
