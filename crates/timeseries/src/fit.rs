@@ -139,7 +139,11 @@ impl Default for TrainSettings {
 }
 
 impl TrainSettings {
-    fn validate(&self) -> Result<()> {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
         check::positive("train.batch_size", self.batch_size)?;
         check::positive("train.eval_batch_size", self.eval_batch_size)?;
         for (field, value) in [
@@ -577,7 +581,7 @@ fn stop_if_interrupted(
 
 impl Loss {
     /// The mean over all values.
-    fn of(self, ys: &Tensor, targets: &Tensor) -> Tensor {
+    pub(crate) fn of(self, ys: &Tensor, targets: &Tensor) -> Tensor {
         match self {
             Self::Mse => ys.mse_loss(targets, Reduction::Mean),
             Self::Mae => ys.l1_loss(targets, Reduction::Mean),

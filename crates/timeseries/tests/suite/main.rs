@@ -4,3 +4,4 @@ mod contract;
 mod fit;
 mod goldens;
 mod linear;
+mod own_table;
