@@ -7,6 +7,7 @@
 //! Series are divided in time: the oldest steps train, the newest test. Each series is standardised by its own training steps. Windows are
 //! numbers into the stored series; only a batch of them is ever made.
 
+mod api;
 mod columns;
 mod encode;
 mod fit;
@@ -21,6 +22,7 @@ mod settings;
 mod stamps;
 mod windows;
 
+pub use api::{Model, Options};
 pub use columns::{Duplicates, Gaps, TableSettings};
 pub use encode::{Code, Encoder, Encoders};
 pub use fit::{Event, FitOptions, Outcome, Prepared, Sample, fit};

@@ -86,7 +86,7 @@ impl Prepared {
             }
             if windows.stride() > 1 {
                 notes.push(format!(
-                    "{part}: every {}th window is evaluated",
+                    "{part}: one window in {} is evaluated",
                     windows.stride()
                 ));
             }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use densely_core::{Error, Result, check, weights};
+use densely_core::{Error, Result, check, seeded, weights};
 use densely_data::Output;
 use densely_data::table::Table;
 use serde::{Deserialize, Serialize};
@@ -222,7 +222,8 @@ impl Fitted {
             )
         })?;
         let vs = VarStore::new(device);
-        let network = pipeline.network(&vs)?;
+        // Drawn under a seed, so that no other thread's draws change.
+        let network = seeded(0, || pipeline.network(&vs))?;
         weights::load(
             &vs,
             &best.join("model.safetensors"),
@@ -376,7 +377,7 @@ impl Fitted {
             return Err(self.no_window(table, &panel));
         }
         if windows.stride() > 1 {
-            notes.push(format!("every {}th window is evaluated", windows.stride()));
+            notes.push(format!("one window in {} is evaluated", windows.stride()));
         }
         if span.start + pipeline.lookback < pipeline.seen_until {
             notes.push(self.flattering(&panel, "some windows"));

@@ -302,7 +302,7 @@ fn double_error(
         return table.error(time, second as usize, reason);
     }
     let more = if pairs.len() > 1 {
-        format!(" ({} such rows in the series)", pairs.len())
+        format!(" ({} such rows)", pairs.len())
     } else {
         String::new()
     };

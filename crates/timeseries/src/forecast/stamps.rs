@@ -140,7 +140,7 @@ pub(super) fn read(table: &Table, name: &str, zone: Option<&str>) -> Result<Stam
                 );
                 return Err(table.error(name, bare, reason));
             }
-            if zone.is_some() {
+            if offset.is_some() && zone.is_some() {
                 let reason = "the times carry offsets, which say more than `--time-zone`; leave that option away";
                 return Err(Error::column(table.path(), name, reason));
             }
@@ -154,7 +154,11 @@ pub(super) fn read(table: &Table, name: &str, zone: Option<&str>) -> Result<Stam
             }
             Ok(Stamps {
                 micros,
-                clock: Clock::Utc,
+                clock: match zone {
+                    Some(zone) => Clock::Zone(zone.to_owned()),
+                    None if offset.is_some() => Clock::Utc,
+                    None => Clock::Plain,
+                },
                 notes,
             })
         }

@@ -2,6 +2,7 @@
 
 mod contract;
 mod fit;
+mod forecast;
 mod goldens;
 mod linear;
 mod own_table;
