@@ -7,8 +7,8 @@ use densely_tabular::models::ModelConfig;
 use densely_testkit::assert_close;
 use densely_testkit::contract::{Case, check};
 use serde_json::{Value, json};
-use tch::nn::VarStore;
 use tch::Tensor;
+use tch::nn::VarStore;
 
 fn small(name: &str) -> Value {
     let mut config = json!({

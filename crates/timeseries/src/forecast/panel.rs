@@ -1,5 +1,6 @@
 //! A user's table as series on one regular grid, stored one after the other.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::ops::Range;
 
@@ -226,6 +227,7 @@ pub(super) fn close_gaps(panel: &mut Panel, table: &Table) -> Result<()> {
         panel.series[at].observed = end;
         let mut valid = vec![true; end];
         valid[..begin.min(end)].fill(false);
+        let mut counted = HashSet::new();
         for channel in 0..width {
             let mut row = begin;
             while row < end {
@@ -241,7 +243,9 @@ pub(super) fn close_gaps(panel: &mut Panel, table: &Table) -> Result<()> {
                     channel,
                 };
                 let size = stop - row;
-                gaps += 1;
+                // A row that is absent is a gap of every target, and counts once.
+                let first = counted.insert((row, stop));
+                gaps += usize::from(first);
                 if worst.as_ref().is_none_or(|(most, ..)| size > *most) {
                     worst = Some((size, at, gap));
                 }
@@ -258,10 +262,10 @@ pub(super) fn close_gaps(panel: &mut Panel, table: &Table) -> Result<()> {
                             before + (after - before) * share
                         };
                     }
-                    filled += size;
+                    filled += if first { size } else { 0 };
                 } else if policy == Gaps::Split {
                     valid[row..stop].fill(false);
-                    cut += 1;
+                    cut += usize::from(first);
                 }
                 row = stop;
             }

@@ -79,7 +79,8 @@ fn training() -> TrainSettings {
             ..AdamConfig::default()
         }),
         batch_size: 64,
-        epochs: 50,
+        epochs: 200,
+        patience: 8,
         clip_norm: 1.0,
         ..TrainSettings::default()
     }

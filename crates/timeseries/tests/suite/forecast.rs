@@ -25,7 +25,7 @@ fn sold(shop: usize, hour: usize) -> f64 {
 }
 
 fn promotion(shop: usize, hour: usize) -> u8 {
-    u8::from((hour * 7 + shop * 3).wrapping_mul(2_654_435_761) >> 7 & 7 == 0)
+    u8::from(((hour * 7 + shop * 3).wrapping_mul(2_654_435_761) >> 7).is_multiple_of(8))
 }
 
 /// Shops with this many hours each, and the promotions of `future` more; sales of a shop named `flat` do not change.
