@@ -75,11 +75,23 @@ pub(super) fn holds_times(values: &Values) -> bool {
     }
 }
 
+/// Microseconds since 1970 of the years that a time may have: 1 to 9999, between which no sum of this module overflows.
+const YEARS: std::ops::Range<i64> = -719_162 * DAY..2_932_897 * DAY;
+
 /// Reads the times of `column`.
 ///
 /// # Errors
-/// [`Error::Data`] naming the row of a time that is missing or cannot be read, and rows with and without an offset.
+/// [`Error::Data`] naming the row of a time that is missing, cannot be read or has an impossible year, and rows with and without an
+/// offset.
 pub(super) fn read(table: &Table, name: &str, zone: Option<&str>) -> Result<Stamps> {
+    let stamps = read_any(table, name, zone)?;
+    match stamps.micros.iter().position(|time| !YEARS.contains(time)) {
+        None => Ok(stamps),
+        Some(row) => Err(table.error(name, row, "the year is none of 1 to 9999; mend the time")),
+    }
+}
+
+fn read_any(table: &Table, name: &str, zone: Option<&str>) -> Result<Stamps> {
     let column = table.column(name)?;
     let missing = |row| Err(table.error(name, row, "the time is missing"));
     let mut notes = Vec::new();

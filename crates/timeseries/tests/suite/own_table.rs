@@ -5,6 +5,7 @@ use std::fmt::Write;
 use densely_core::{Error, Result};
 use densely_data::Table;
 use densely_data::calendar::CalendarPart;
+use densely_data::table::{Column, Values};
 use densely_timeseries::forecast::{Covariates, Duplicates, Gaps, Panel, Step, TableSettings};
 
 /// Microseconds of an hour.
@@ -308,6 +309,37 @@ fn times_off_the_grid_and_of_no_grid_are_refused() {
     assert!(refused(odd, &plain).contains("no common step"));
     assert!(refused("time,x\n2024-01-01,1\n2024-01-02,inf\n", &plain).contains("infinite"));
     assert!(refused("time,x\n2024-01-01,\n2024-01-02,\n", &plain).contains("no column of numbers"));
+}
+
+#[test]
+fn times_that_no_clock_shows_are_refused() {
+    for time in [i64::MAX, i64::MIN + 1, 0x7fff_ffff_ffff_fff0] {
+        let column = |name: &str, values| Column {
+            name: name.to_owned(),
+            values,
+        };
+        let table = Table::from_columns(
+            std::path::Path::new("made"),
+            vec![
+                column("t", Values::Time(vec![0, HOUR, time])),
+                column(
+                    "x",
+                    Values::Number {
+                        values: vec![1.0, 2.0, 3.0],
+                        integral: true,
+                    },
+                ),
+            ],
+        )
+        .expect("a table");
+        let message = Panel::new(&table, &TableSettings::default())
+            .expect_err("no such year")
+            .to_string();
+        assert!(
+            message.contains("row 3, column `t`: the year is none of 1 to 9999"),
+            "{message}"
+        );
+    }
 }
 
 #[test]
