@@ -62,6 +62,9 @@ enum Command {
     /// Fit, evaluate and apply models on your own CSV or Parquet.
     #[command(subcommand)]
     Tabular(commands::tabular::Command),
+    /// Forecast the series of your own CSV or Parquet.
+    #[command(subcommand)]
+    Forecast(commands::forecast::Command),
     /// Answer prediction requests over HTTP with a fitted run.
     #[cfg(feature = "serve")]
     Serve(commands::serve::Arguments),
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         Command::Train(arguments) => commands::train::run(arguments, common),
         Command::Tune(arguments) => commands::tune::run(arguments, common),
         Command::Tabular(command) => commands::tabular::run(command, common),
+        Command::Forecast(command) => commands::forecast::run(command, common),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => commands::serve::run(arguments, common),
     };

@@ -13,7 +13,8 @@ use densely_core::{Error, Result};
 mod join;
 mod read;
 
-pub(crate) use read::{CsvLines, is_missing, number, parse_time};
+pub use read::parse_time;
+pub(crate) use read::{CsvLines, is_missing, number};
 use read::{FileColumns, Interner, check_names, collect, read_csv, read_parquet};
 #[cfg(feature = "parquet")]
 pub(crate) use read::{guarded, parquet_reader};
@@ -201,11 +202,16 @@ impl Table {
             })
     }
 
+    /// The number that a person sees for the zero-based `row`: the line of a CSV file, else the row counted from 1.
+    pub fn row_number(&self, row: usize) -> u64 {
+        row as u64 + self.first_row
+    }
+
     /// The error of a value in `column` at the zero-based `row`.
     pub fn error(&self, column: &str, row: usize, reason: impl Into<String>) -> Error {
         Error::Data {
             path: self.path.clone(),
-            row: Some(row as u64 + self.first_row),
+            row: Some(self.row_number(row)),
             column: Some(column.to_owned()),
             reason: reason.into(),
         }

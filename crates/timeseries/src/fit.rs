@@ -113,6 +113,8 @@ pub struct TrainSettings {
     pub epochs: u64,
     /// Epochs without a better validation score after which training stops.
     pub patience: u64,
+    /// By how much the validation score must fall below the best for patience to start anew.
+    pub min_improvement: f64,
     /// Largest norm of the gradient; 0 does not clip.
     pub clip_norm: f64,
     /// What is minimised.
@@ -132,6 +134,7 @@ impl Default for TrainSettings {
             eval_batch_size: 256,
             epochs: 100,
             patience: 5,
+            min_improvement: 0.0,
             clip_norm: 0.0,
             loss: Loss::Mse,
         }
@@ -139,7 +142,11 @@ impl Default for TrainSettings {
 }
 
 impl TrainSettings {
-    fn validate(&self) -> Result<()> {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
         check::positive("train.batch_size", self.batch_size)?;
         check::positive("train.eval_batch_size", self.eval_batch_size)?;
         for (field, value) in [
@@ -148,11 +155,14 @@ impl TrainSettings {
         ] {
             check::positive(field, value.min(1) as i64)?;
         }
-        if !(self.clip_norm >= 0.0 && self.clip_norm.is_finite()) {
-            return Err(Error::config(
-                "train.clip_norm",
-                format!("must be at least 0 and finite, got {}", self.clip_norm),
-            ));
+        for (field, value) in [
+            ("train.clip_norm", self.clip_norm),
+            ("train.min_improvement", self.min_improvement),
+        ] {
+            if !(value >= 0.0 && value.is_finite()) {
+                let reason = format!("must be at least 0 and finite, got {value}");
+                return Err(Error::config(field, reason));
+            }
         }
         self.optimizer.validate()?;
         self.schedule.validate()
@@ -331,10 +341,11 @@ pub struct Pipeline {
 }
 
 /// Settings that may differ when a run is resumed, since they do not change what was learnt so far.
-const MAY_CHANGE: [&str; 4] = [
+const MAY_CHANGE: [&str; 5] = [
     "table",
     "train.epochs",
     "train.patience",
+    "train.min_improvement",
     "train.eval_batch_size",
 ];
 
@@ -436,6 +447,7 @@ pub fn fit(
 
     let run_options = RunOptions {
         patience: Some(train.patience),
+        min_improvement: train.min_improvement,
         may_change: MAY_CHANGE.map(str::to_owned).to_vec(),
         ..RunOptions::default()
     };
@@ -577,7 +589,7 @@ fn stop_if_interrupted(
 
 impl Loss {
     /// The mean over all values.
-    fn of(self, ys: &Tensor, targets: &Tensor) -> Tensor {
+    pub(crate) fn of(self, ys: &Tensor, targets: &Tensor) -> Tensor {
         match self {
             Self::Mse => ys.mse_loss(targets, Reduction::Mean),
             Self::Mae => ys.l1_loss(targets, Reduction::Mean),

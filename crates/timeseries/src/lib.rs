@@ -2,6 +2,7 @@
 
 pub mod distributions;
 pub mod fit;
+pub mod forecast;
 pub mod layers;
 pub mod linear;
 mod lines;

@@ -54,6 +54,8 @@ pub struct TsMixerExtConfig {
     pub revin: bool,
     /// How the blocks are put together.
     pub form: Form,
+    /// Forecasts per step and channel, such as quantiles.
+    pub outputs: i64,
 }
 
 /// How the blocks are put together.
@@ -80,6 +82,7 @@ impl Default for TsMixerExtConfig {
             dropout: 0.0,
             revin: true,
             form: Form::Paper,
+            outputs: 1,
         }
     }
 }
@@ -96,6 +99,7 @@ impl TsMixerExtConfig {
             ("channels", self.channels),
             ("n_block", self.n_block),
             ("ff_dim", self.ff_dim),
+            ("outputs", self.outputs),
         ] {
             check::positive(field, size)?;
         }
@@ -161,7 +165,7 @@ impl TsMixerExtConfig {
             statics,
             first,
             blocks,
-            out: nn::linear(&(vs / "out"), ff, self.channels),
+            out: nn::linear(&(vs / "out"), ff, self.channels * self.outputs),
             config: self.clone(),
         })
     }
@@ -191,7 +195,7 @@ impl TsMixerExtConfig {
                 })
                 .sum(),
         };
-        (align + blocks + h * ff * self.channels) as u64
+        (align + blocks + h * ff * self.channels * self.outputs) as u64
     }
 }
 
@@ -223,7 +227,7 @@ pub struct Inputs<'a> {
 }
 
 impl TsMixerExt {
-    /// The forecast `[batch, horizon, channels]`.
+    /// The forecast `[batch, horizon · outputs, channels]`.
     ///
     /// # Errors
     /// [`Error::Shape`] for an input that is absent, superfluous or of another size.
@@ -263,7 +267,11 @@ impl TsMixerExt {
             .blocks
             .iter()
             .fold(xs, |xs, block| block.forward(&xs, statics.as_ref(), train));
-        let ys = self.out.forward(&xs);
+        let ys = self
+            .out
+            .forward(&xs)
+            .unflatten(2, [-1, channels])
+            .flatten(1, 2);
         Ok(match (&self.norm, moments) {
             (Some(norm), Some(moments)) => norm.undo(&ys, &moments, None),
             _ => ys,

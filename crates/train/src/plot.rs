@@ -57,11 +57,28 @@ const GRID: RGBColor = RGBColor(229, 229, 229);
 /// More dots than this make a big file and no better picture.
 const DOTS: usize = 4000;
 
+/// An area between two lines, such as where most forecasts lie.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Band {
+    /// Its name in the legend.
+    pub name: String,
+    /// `x`, lower and upper end, in the order of `x`; those that are not finite are left out.
+    pub points: Vec<(f64, f64, f64)>,
+}
+
 /// Draws lines; short ones with dots.
 ///
 /// # Errors
 /// [`Error::Config`] when there is no finite point; [`Error::Io`].
 pub fn line(path: &Path, axes: &Axes, series: &[Series]) -> Result<()> {
+    line_over(path, axes, series, &[])
+}
+
+/// Draws lines over bands, the first of which lies lowest; the last line's colour is theirs.
+///
+/// # Errors
+/// [`Error::Config`] when there is no finite point; [`Error::Io`].
+pub fn line_over(path: &Path, axes: &Axes, series: &[Series], bands: &[Band]) -> Result<()> {
     let series: Vec<Series> = series
         .iter()
         .map(finite)
@@ -73,7 +90,15 @@ pub fn line(path: &Path, axes: &Axes, series: &[Series]) -> Result<()> {
         .collect();
     let (x, y) = (
         range(path, all.iter().map(|p| p.0))?,
-        range(path, all.iter().map(|p| p.1))?,
+        range(
+            path,
+            all.iter().map(|p| p.1).chain(
+                bands
+                    .iter()
+                    .flat_map(|band| band.points.iter().flat_map(|p| [p.1, p.2]))
+                    .filter(|y| y.is_finite()),
+            ),
+        )?,
     );
     // Where lines end is where the legend would hide them.
     let ends: Vec<f64> = series
@@ -88,6 +113,22 @@ pub fn line(path: &Path, axes: &Axes, series: &[Series]) -> Result<()> {
         SeriesLabelPosition::UpperRight
     };
     draw(path, axes, (x.0..x.1, padded(y)), legend, |chart| {
+        let tint = COLOURS[series.len().saturating_sub(1) % COLOURS.len()].mix(0.18);
+        for band in bands {
+            let points = band
+                .points
+                .iter()
+                .filter(|p| [p.0, p.1, p.2].iter().all(|value| value.is_finite()));
+            let upper = points.clone().map(|(x, _, high)| (*x, *high));
+            let lower = points.rev().map(|(x, low, _)| (*x, *low));
+            chart
+                .draw_series(std::iter::once(Polygon::new(
+                    upper.chain(lower).collect::<Vec<_>>(),
+                    tint.filled(),
+                )))?
+                .label(band.name.clone())
+                .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 18, y + 5)], tint.filled()));
+        }
         for (i, series) in series.iter().enumerate() {
             let colour = COLOURS[i % COLOURS.len()];
             let points = || series.points.iter().copied();

@@ -471,6 +471,8 @@ impl Run {
         }
         let best = self.progress.best.as_ref();
         let improved = best.is_none_or(|best| direction.is_better(score, best.score));
+        let enough = self.options.min_improvement;
+        let clearly = improved && best.is_none_or(|best| (score - best.score).abs() > enough);
         let metrics: serde_json::Map<String, Value> = metrics
             .iter()
             .map(|(name, value)| ((*name).to_owned(), json!(value)))
@@ -489,7 +491,7 @@ impl Run {
         self.progress.epoch += 1;
         self.progress.step_in_epoch = 0;
         (self.sums.epoch_loss, self.sums.epoch_steps) = (0.0, 0);
-        self.progress.bad_epochs = if improved {
+        self.progress.bad_epochs = if clearly {
             0
         } else {
             self.progress.bad_epochs + 1

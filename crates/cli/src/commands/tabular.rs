@@ -304,7 +304,7 @@ impl Fit {
 }
 
 /// `90s`, `10m`, `2h`, or seconds without a unit.
-fn seconds(text: &str) -> std::result::Result<f64, String> {
+pub(crate) fn seconds(text: &str) -> std::result::Result<f64, String> {
     let units = [("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
     let value = units.into_iter().find_map(|(unit, scale)| {
         let value: f64 = text.strip_suffix(unit)?.parse().ok()?;

@@ -4,6 +4,7 @@
 mod bad_input;
 mod forecast;
 mod forward;
+mod own_series;
 mod own_table;
 mod resume;
 #[cfg(feature = "serve")]

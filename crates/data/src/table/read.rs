@@ -64,7 +64,7 @@ pub(crate) fn is_missing(text: &str) -> bool {
 }
 
 /// `2013-01-31`, `2013-01-31 05:06:07`, `2013-01-31T05:06:07.5Z`, `2013/1/31 5:06` as microseconds since 1970.
-pub(crate) fn parse_time(text: &str) -> Option<i64> {
+pub fn parse_time(text: &str) -> Option<i64> {
     let text = text.strip_suffix('Z').unwrap_or(text);
     let (date, time) = match text.find(['T', ' ']) {
         Some(at) => (&text[..at], Some(&text[at + 1..])),

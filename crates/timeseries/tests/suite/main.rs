@@ -2,9 +2,11 @@
 
 mod contract;
 mod fit;
+mod forecast;
 mod fused;
 mod goldens;
 mod linear;
 mod m5;
 mod metrics;
+mod own_table;
 mod reconcile;

@@ -13,6 +13,8 @@ pub struct RunOptions {
     pub checkpoint_seconds: Option<f64>,
     /// Epochs in a row without a better score after which training stops.
     pub patience: Option<u64>,
+    /// By how much a score must be better than the best before it for patience to start anew. Any better score is kept as the best.
+    pub min_improvement: f64,
     /// Settings (dotted keys, or tables) that may differ when the run is resumed.
     pub may_change: Vec<String>,
 }
@@ -24,6 +26,7 @@ impl Default for RunOptions {
             checkpoint_steps: None,
             checkpoint_seconds: Some(60.0),
             patience: None,
+            min_improvement: 0.0,
             may_change: Vec::new(),
         }
     }

@@ -567,6 +567,32 @@ fn the_first_loss_that_is_no_number_stops_the_run_and_its_batch_can_be_kept() {
 }
 
 #[test]
+fn patience_starts_anew_only_with_an_improvement_that_is_large_enough() {
+    let folder = folder();
+    let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+    let _ = vs.root().zeros("w", &[2]);
+    let opt = Settings::default().optim.build(&vs, &[]).unwrap();
+    let env = Env::collect("cpu", None);
+    let options = densely_train::RunOptions {
+        patience: Some(2),
+        min_improvement: 0.1,
+        ..options()
+    };
+    let mut run = Run::create(folder.path(), &Settings::default(), &env, options).unwrap();
+    let lower = densely_train::Direction::Lower;
+    let mut end = |score: f64| {
+        let decision = run.end_epoch(score, lower, &[], &vs, &opt).unwrap();
+        (decision.improved, decision.stop)
+    };
+    assert_eq!(end(1.0), (true, false));
+    assert_eq!(end(0.95), (true, false), "better, but not by enough");
+    assert_eq!(end(0.8), (true, false), "by enough of the best before it");
+    assert_eq!(end(0.75), (true, false));
+    assert_eq!(end(0.7), (true, true), "each by too little");
+    assert_eq!(run.load_best(&vs).unwrap().unwrap().score, 0.7);
+}
+
+#[test]
 fn patience_counts_epochs_in_a_row_without_a_strictly_better_score() {
     let folder = folder();
     let vs = tch::nn::VarStore::new(tch::Device::Cpu);

@@ -59,6 +59,7 @@ pub(crate) fn options() -> RunOptions {
         checkpoint_steps: Some(5),
         checkpoint_seconds: None,
         patience: Some(3),
+        min_improvement: 0.0,
         may_change: vec!["epochs".to_owned()],
     }
 }
