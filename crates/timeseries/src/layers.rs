@@ -146,18 +146,17 @@ impl PlaneNorm {
         }
     }
 
-    /// The batch norm as the fused operations take it, views with the plane's axes as they stand; `None` for the layer norm.
-    pub fn fused(&self) -> Option<fused::PlaneNorm> {
-        let running = self.running.as_ref()?;
+    /// The norm as the fused operations take it, views with the plane's axes as they stand.
+    pub fn fused(&self) -> fused::PlaneNorm {
         let view = |xs: &Tensor| xs.view(self.plane);
-        Some(fused::PlaneNorm {
+        let running = self.running.as_ref();
+        fused::PlaneNorm {
             gamma: view(&self.weight),
             beta: view(&self.bias),
-            running_mean: view(&running.mean),
-            running_variance: view(&running.variance),
+            running: running.map(|running| [view(&running.mean), view(&running.variance)]),
             eps: Self::EPS,
             momentum: Self::MOMENTUM,
-        })
+        }
     }
 
     /// Counts a batch that a fused operation has seen.

@@ -206,10 +206,9 @@ impl TsMixer {
         })
     }
 
-    /// Whether the blocks run as fused operations: on the CPU, for the norm and the activation of all published results.
+    /// Whether the blocks run as fused operations: on the CPU, for the activation of all published results.
     fn fuses(&self) -> bool {
-        self.config.norm == PlaneNormKind::Batch
-            && self.config.activation == Activation::Relu
+        self.config.activation == Activation::Relu
             && fused::enabled_without_autocast(&self.out.weight)
     }
 
@@ -297,18 +296,21 @@ impl TemporalMixing {
 impl TemporalMixing {
     fn forward_fused(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let Self { norm, linear, .. } = self;
-        let (plane, bias) = (norm.fused(), linear.bias.as_ref());
-        let (Some(plane), Some(bias)) = (plane, bias) else {
-            return Err(Error::config("norm", "only the batch norm is fused"));
-        };
         let seed = seed_of(self.dropout, train);
-        let weights = [&linear.weight, bias];
-        let ys = fused::mix_time(xs, &plane, weights, self.dropout, seed, train);
+        let weights = weights(linear)?;
+        let ys = fused::mix_time(xs, &norm.fused(), weights, self.dropout, seed, train);
         if train {
             norm.count();
         }
         ys.map_err(Error::torch)
     }
+}
+
+/// Weight and bias of a layer that has both.
+fn weights(linear: &Linear) -> Result<[&Tensor; 2]> {
+    let bias = linear.bias.as_ref();
+    let absent = || Error::config("bias", "a layer of TSMixer has a bias");
+    Ok([&linear.weight, bias.ok_or_else(absent)?])
 }
 
 /// A seed for the dropout of a fused operation, where it drops.
@@ -364,14 +366,10 @@ impl FeatureMixing {
             linear_2,
             ..
         } = self;
-        let plane = norm.fused().map(fused::PlaneNorm::transposed);
-        let biases = (linear_1.bias.as_ref(), linear_2.bias.as_ref());
-        let (Some(plane), (Some(bias_1), Some(bias_2))) = (plane, biases) else {
-            return Err(Error::config("norm", "only the batch norm is fused"));
-        };
         let seed = seed_of(self.dropout, train);
-        let weights = [&linear_1.weight, bias_1, &linear_2.weight, bias_2];
-        let ys = fused::mix_features(xs, &plane, weights, self.dropout, seed, train);
+        let ([w1, b1], [w2, b2]) = (weights(linear_1)?, weights(linear_2)?);
+        let norm_here = norm.fused().transposed();
+        let ys = fused::mix_features(xs, &norm_here, [w1, b1, w2, b2], self.dropout, seed, train);
         if train {
             norm.count();
         }

@@ -109,7 +109,7 @@ pub(crate) mod ffi {
         ) -> Result<usize>;
 
         /// # Safety
-        /// Every number is the address of a live `at::Tensor`.
+        /// Every number is 0 or the address of a live `at::Tensor`.
         unsafe fn mixer_time(
             x: usize,
             weight: usize,
@@ -125,7 +125,7 @@ pub(crate) mod ffi {
             train: bool,
         ) -> Result<usize>;
         /// # Safety
-        /// Every number is the address of a live `at::Tensor`.
+        /// Every number is 0 or the address of a live `at::Tensor`.
         unsafe fn mixer_features(
             x: usize,
             w1: usize,

@@ -190,17 +190,16 @@ pub fn piecewise(xs: &Tensor, embedding: &Piecewise) -> Result<Tensor, String> {
     }
 }
 
-/// The batch norm of each point of a plane `[channels, steps]`, over windows.
+/// The batch norm of each point of a plane `[channels, steps]` over windows, or the layer norm of each window's plane.
 #[derive(Debug)]
 pub struct PlaneNorm {
     /// Scale, `[channels, steps]`.
     pub gamma: Tensor,
     /// Shift, `[channels, steps]`.
     pub beta: Tensor,
-    /// Running mean, `[channels, steps]`: a view of the buffer, which training moves.
-    pub running_mean: Tensor,
-    /// Running variance, as the mean; the biased one of each batch goes in.
-    pub running_variance: Tensor,
+    /// Running mean and (biased) variance of the batch norm, `[channels, steps]`: views of the buffers, which training moves. None for
+    /// the layer norm.
+    pub running: Option<[Tensor; 2]>,
     /// Added to the variance.
     pub eps: f64,
     /// Weight of the new batch in the running averages.
@@ -208,14 +207,21 @@ pub struct PlaneNorm {
 }
 
 impl PlaneNorm {
+    fn addresses(&self) -> [usize; 4] {
+        let running = self.running.as_ref();
+        let [mean, variance] = running.map_or([0, 0], |[mean, variance]| {
+            [address(mean), address(variance)]
+        });
+        [address(&self.gamma), address(&self.beta), mean, variance]
+    }
+
     /// The same norm where it is given for `[steps, channels]`.
     pub fn transposed(self) -> Self {
         let turn = |xs: Tensor| xs.transpose(0, 1);
         Self {
             gamma: turn(self.gamma),
             beta: turn(self.beta),
-            running_mean: turn(self.running_mean),
-            running_variance: turn(self.running_variance),
+            running: self.running.map(|running| running.map(turn)),
             ..self
         }
     }
@@ -237,16 +243,17 @@ pub fn mix_time(
     seed: i64,
     train: bool,
 ) -> Result<Tensor, String> {
-    // SAFETY: the addresses are those of tensors borrowed for the call.
+    let [gamma, beta, mean, variance] = norm.addresses();
+    // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
     unsafe {
         owned(ffi::mixer_time(
             address(xs),
             address(weight),
             address(bias),
-            address(&norm.gamma),
-            address(&norm.beta),
-            address(&norm.running_mean),
-            address(&norm.running_variance),
+            gamma,
+            beta,
+            mean,
+            variance,
             norm.eps,
             norm.momentum,
             dropout,
@@ -272,7 +279,8 @@ pub fn mix_features(
     seed: i64,
     train: bool,
 ) -> Result<Tensor, String> {
-    // SAFETY: the addresses are those of tensors borrowed for the call.
+    let [gamma, beta, mean, variance] = norm.addresses();
+    // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
     unsafe {
         owned(ffi::mixer_features(
             address(xs),
@@ -280,10 +288,10 @@ pub fn mix_features(
             address(bias1),
             address(w2),
             address(bias2),
-            address(&norm.gamma),
-            address(&norm.beta),
-            address(&norm.running_mean),
-            address(&norm.running_variance),
+            gamma,
+            beta,
+            mean,
+            variance,
             norm.eps,
             norm.momentum,
             dropout,

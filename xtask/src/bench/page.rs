@@ -214,9 +214,14 @@ says what bf16 in Densely gains over the faster of PyTorch's two without it. *ou
 takes for the matrix products alone (training: plus the optimiser's memory traffic at the speed of a large copy): near 1, there is
 nothing left to gain but faster products. Medians over the rounds, with the smallest and largest round. Before they are timed, the
 sides must agree in predictions, loss and norm of the gradient; in inference each side must give the same bits in every round (their
-SHA-256, the percentiles of single repetitions and the threads are in benchmarks.json). Sizes are the `tabm` package's defaults (k = 32, 3 blocks of 512,
-dropout 0.1; the MLP: 2 blocks of 512 on piecewise-linear embeddings with 48 bins) with 8 or 100 numerical features; `small` is 2
-blocks of 128. Times are of one machine and say little by themselves. [Performance](guide/performance.md) explains what is behind them.
+SHA-256, the percentiles of single repetitions and the threads are in benchmarks.json). Times are of one machine and say little by themselves.
+[Performance](guide/performance.md) explains what is behind them.
+
+| workloads | sizes | beside |
+| --- | --- | --- |
+| `tabm-…`, `mlp-ple-…` | the package's defaults (k = 32, 3 blocks of 512, dropout 0.1; the MLP: 2 blocks of 512 on piecewise-linear embeddings with 48 bins) with 8 or 100 numerical features; `small`: 2 blocks of 128 | package `tabm` |
+| `tsmixer` | ETTh1: 512 steps of 7 series, 96 ahead, 2 blocks, hidden 64, dropout 0.9; `etth1`: 6 blocks, hidden 512 | package `neuralforecast` |
+| `patchtsmixer` | ETTh1 as the authors' notebook: 64 patches of 8, d 48, 3 layers, expansion 3, dropout 0.5 | package `transformers` |
 
 ```sh
 cargo xtask bench --peers                     # all of it; hours on two cores

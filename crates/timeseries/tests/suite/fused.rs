@@ -3,6 +3,7 @@
 use densely_core::{Result, Tensors, nn, seeded, weights};
 use densely_testkit::assert_close;
 use densely_timeseries::fit::Forecaster;
+use densely_timeseries::layers::PlaneNormKind;
 use densely_timeseries::patch_tsmixer::{Head, Mode, PatchTsMixerConfig};
 use densely_timeseries::tsmixer::TsMixerConfig;
 use densely_torch_ext::InferenceMode;
@@ -131,6 +132,10 @@ fn configs() -> Vec<Config> {
         TsMixerConfig {
             channels: 9,
             revin: false,
+            ..steps()
+        },
+        TsMixerConfig {
+            norm: PlaneNormKind::Layer,
             ..steps()
         },
         TsMixerConfig {
@@ -279,8 +284,7 @@ fn fused_dropout_keeps_its_share_and_the_mean() {
     let norm = densely_torch_ext::fused::PlaneNorm {
         gamma: plane(0.0),
         beta: plane(1.0),
-        running_mean: plane(0.0),
-        running_variance: plane(1.0),
+        running: Some([plane(0.0), plane(1.0)]),
         eps: 1e-3,
         momentum: 0.01,
     };

@@ -4,7 +4,7 @@
 //   time:      out = x + dropout(relu(norm(x) Wᵀ + b))                                 one product over all windows and channels
 //   features:  out = x + dropout(W2 dropout(relu(W1 norm(x) + b1)) + b2)               over the channels of each step
 //
-// norm is the batch norm of each point of the plane [channels, steps]. Features never keeps the hidden layer, which is many times the
+// norm is the batch norm of each point of the plane [channels, steps], or the layer norm of each window. Features never keeps the hidden layer, which is many times the
 // window: a tile of steps passes through it in the processor's cache, and once more on the way back.
 
 #include <ATen/TensorOperators.h>
@@ -34,22 +34,50 @@ const MixerKernels<double>& mixer_kernels() { return DENSELY_PICK(mixer_f64); }
 
 constexpr int64_t kSteps = 512;  // of a tile at most
 
-/// The batch norm of one call: (x - mean) ∘ scale + beta.
+/// A norm of one call, and the normed windows. Of the batch norm mean, deviation and scale = gamma / deviation are [channels, steps]; of the
+/// layer norm mean and deviation are [batch], and there is no scale.
 struct Norm {
-  Tensor mean, deviation, scale, beta;  // [channels, steps]
+  Tensor mean, deviation, scale, beta, y;
 };
 
 struct NormArgs {
-  Tensor gamma, beta;                    // [channels, steps], contiguous
-  Tensor running_mean, running_variance;  // [channels, steps], of any strides
+  Tensor gamma, beta;                     // [channels, steps], contiguous
+  Tensor running_mean, running_variance;  // [channels, steps], of any strides; undefined for the layer norm
   double eps, momentum;
   bool train;
+
+  bool layer() const { return !running_mean.defined(); }
 };
 
 int64_t plane_of(const Tensor& x) { return x.size(1) * x.size(2); }
 
+/// y = (x - mean) ∘ scale + beta by the batch norm.
+template <typename P>
+Tensor affine(const Tensor& x, const Norm& norm) {
+  const Tensor y = at::empty_like(x);
+  const auto& run = mixer_kernels<P>();
+  at::parallel_for(0, x.size(0), 1, [&](int64_t from, int64_t to) {
+    const int64_t at = from * plane_of(x);
+    run.affine(data<P>(y) + at, data<P>(x) + at, data<P>(norm.mean), data<P>(norm.scale), data<P>(norm.beta), to - from, plane_of(x));
+  });
+  return y;
+}
+
+template <typename P>
+Norm layer_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps) {
+  const Norm norm{at::empty({x.size(0)}, x.options()), at::empty({x.size(0)}, x.options()), Tensor(), beta, at::empty_like(x)};
+  const auto& run = mixer_kernels<P>();
+  at::parallel_for(0, x.size(0), 1, [&](int64_t from, int64_t to) {
+    const int64_t at = from * plane_of(x);
+    run.layer_norm(data<P>(norm.y) + at, data<P>(norm.mean) + from, data<P>(norm.deviation) + from, data<P>(x) + at, data<P>(gamma),
+                   data<P>(beta), static_cast<P>(eps), to - from, plane_of(x));
+  });
+  return norm;
+}
+
 template <typename P>
 Norm normalise(const Tensor& x, const NormArgs& args) {
+  if (args.layer()) return layer_norm<P>(x, args.gamma, args.beta, args.eps);
   Norm norm;
   if (args.train) {
     norm.mean = at::empty_like(args.gamma);
@@ -68,7 +96,14 @@ Norm normalise(const Tensor& x, const NormArgs& args) {
   }
   norm.scale = args.gamma / norm.deviation;
   norm.beta = args.beta;
+  norm.y = affine<P>(x, norm);
   return norm;
+}
+
+/// The normed windows once more, on the way back.
+template <typename P>
+Tensor again(const Tensor& x, const Norm& norm, const Tensor& gamma, double eps) {
+  return norm.scale.defined() ? affine<P>(x, norm) : layer_norm<P>(x, gamma, norm.beta, eps).y;
 }
 
 struct NormGradients {
@@ -78,8 +113,18 @@ struct NormGradients {
 /// dy: gradient behind the norm, whose memory becomes that of x's; dout: gradient that goes past it.
 template <typename P>
 NormGradients norm_backward(const Tensor& dy, const Tensor& dout, const Tensor& x, const Norm& norm, const Tensor& gamma, bool train) {
-  NormGradients found{dy, at::empty_like(gamma), at::empty_like(gamma)};
   const auto& run = mixer_kernels<P>();
+  if (!norm.scale.defined()) {
+    const int64_t threads = at::get_num_threads();
+    const Tensor dgamma = at::zeros({threads, gamma.size(0), gamma.size(1)}, gamma.options()), dbeta = at::zeros_like(dgamma);
+    at::parallel_for(0, x.size(0), 1, [&](int64_t from, int64_t to) {
+      const int64_t at = from * plane_of(x), mine = at::get_thread_num() * plane_of(x);
+      run.layer_backward(data<P>(dy) + at, data<P>(dgamma) + mine, data<P>(dbeta) + mine, data<P>(dy) + at, data<P>(dout) + at,
+                         data<P>(x) + at, data<P>(norm.mean) + from, data<P>(norm.deviation) + from, data<P>(gamma), to - from, plane_of(x));
+    });
+    return {dy, threads == 1 ? dgamma[0] : dgamma.sum(0), threads == 1 ? dbeta[0] : dbeta.sum(0)};
+  }
+  NormGradients found{dy, at::empty_like(gamma), at::empty_like(gamma)};
   at::parallel_for(0, plane_of(x), 256, [&](int64_t from, int64_t to) {
     run.norm_backward(data<P>(dy), data<P>(found.gamma), data<P>(found.beta), data<P>(dy), data<P>(dout), data<P>(x), data<P>(norm.mean),
                       data<P>(norm.deviation), data<P>(gamma), x.size(0), plane_of(x), from, to, !train);
@@ -101,24 +146,13 @@ Dropout other(Dropout dropout) {
 template <typename P>
 Tensor rows_of(const Tensor& x) { return matrix(data<P>(x), x.size(0) * x.size(1), x.size(2)); }
 
-template <typename P>
-Tensor normalised(const Tensor& x, const Norm& norm) {
-  const Tensor y = at::empty_like(x);
-  const auto& run = mixer_kernels<P>();
-  at::parallel_for(0, x.size(0), 1, [&](int64_t from, int64_t to) {
-    const int64_t at = from * plane_of(x);
-    run.affine(data<P>(y) + at, data<P>(x) + at, data<P>(norm.mean), data<P>(norm.scale), data<P>(norm.beta), to - from, plane_of(x));
-  });
-  return y;
-}
-
 /// The output, and what the activation let through.
 template <typename P>
 std::pair<Tensor, Tensor> time_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const Norm& norm, Dropout dropout, bool keep) {
   Plain plain;
-  const Tensor out = at::empty_like(x), y = normalised<P>(x, norm);
-  const Tensor h = keep ? at::empty_like(x) : y;
-  const Tensor z = keep ? h : at::empty_like(x);
+  const Tensor out = at::empty_like(x);
+  const Tensor& y = norm.y;
+  const Tensor z = at::empty_like(x);
   const int64_t rows = x.size(0) * x.size(1), steps = x.size(2);
   // Few rows meet a matrix that lies the right way round much faster; without gradients it is the same again and again.
   const bool turned = !keep && onednn_pays(rows, steps, steps, false, false) && !onednn_pays(rows, steps, steps, false, true);
@@ -134,8 +168,9 @@ std::pair<Tensor, Tensor> time_forward(const Tensor& x, const Tensor& weight, co
 class Time : public torch::autograd::Function<Time> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gamma,
-                        const Tensor& beta, const Tensor& running_mean, const Tensor& running_variance, double eps, double momentum,
-                        double p, int64_t seed, bool train) {
+                        const Tensor& beta, const std::optional<Tensor>& mean_or_none, const std::optional<Tensor>& variance_or_none, double eps,
+                        double momentum, double p, int64_t seed, bool train) {
+    const Tensor running_mean = mean_or_none.value_or(Tensor()), running_variance = variance_or_none.value_or(Tensor());
     const NormArgs args{gamma.contiguous(), beta.contiguous(), running_mean, running_variance, eps, momentum, train};
     const Dropout dropout = dropout_of(train ? p : 0, seed);
     Norm norm;
@@ -148,6 +183,7 @@ class Time : public torch::autograd::Function<Time> {
       made = time_forward<float>(x, weight, bias, norm, dropout, true);
     }
     context->save_for_backward({x, weight, args.gamma, made.second, norm.mean, norm.deviation, norm.scale, norm.beta});
+    context->saved_data["eps"] = eps;
     context->saved_data["scale"] = dropout.scale;
     context->saved_data["train"] = train;
     return made.first;
@@ -164,8 +200,8 @@ class Time : public torch::autograd::Function<Time> {
     Plain plain;
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &gamma = saved[2], &h = saved[3];
-    const Norm norm{saved[4], saved[5], saved[6], saved[7]};
-    const Tensor dout = grad.contiguous(), g = at::empty_like(x), y = normalised<P>(x, norm);
+    const Norm norm{saved[4], saved[5], saved[6], saved[7], Tensor()};
+    const Tensor dout = grad.contiguous(), g = at::empty_like(x), y = again<P>(x, norm, gamma, context->saved_data["eps"].toDouble());
     const int64_t rows = x.size(0) * x.size(1), steps = x.size(2), threads = at::get_num_threads();
     const Tensor dbiases = at::zeros({threads, steps}, x.options());
     const P scale = static_cast<P>(context->saved_data["scale"].toDouble());
@@ -206,23 +242,23 @@ struct Mlp {
 };
 
 template <typename P>
-FeatureMlp<P> pointers(const Tensor& x, const Norm& norm, const Mlp& mlp) {
+FeatureMlp<P> pointers(const Tensor& x, const Mlp& mlp) {
   return {static_cast<long>(x.size(1)), static_cast<long>(x.size(2)), static_cast<long>(mlp.w1.size(0)),
-          data<P>(norm.mean), data<P>(norm.scale), data<P>(norm.beta), data<P>(mlp.w1), data<P>(mlp.bias1), data<P>(mlp.w2), data<P>(mlp.bias2),
+          data<P>(mlp.w1), data<P>(mlp.bias1), data<P>(mlp.w2), data<P>(mlp.bias2),
           mlp.dropout, other(mlp.dropout)};
 }
 
 template <typename P>
 Tensor features_forward(const Tensor& x, const Norm& norm, const Mlp& mlp) {
   const Tensor out = at::empty_like(x);
-  const FeatureMlp<P> all = pointers<P>(x, norm, mlp);
+  const FeatureMlp<P> all = pointers<P>(x, mlp);
   const Tiles tiles(x);
   const auto& run = mixer_kernels<P>();
   at::parallel_for(0, tiles.count, 1, [&](int64_t first, int64_t last) {
     const Tensor scratch = at::empty({run.scratch(all.channels, tiles.width)}, x.options());
     for (int64_t tile = first; tile < last; ++tile) {
       const int64_t window = tiles.window(tile), at = window * plane_of(x);
-      run.features(data<P>(out) + at, data<P>(x) + at, all, window, tiles.from(tile), tiles.wide(tile), data<P>(scratch));
+      run.features(data<P>(out) + at, data<P>(x) + at, data<P>(norm.y) + at, all, window, tiles.from(tile), tiles.wide(tile), data<P>(scratch));
     }
   });
   return out;
@@ -231,14 +267,16 @@ Tensor features_forward(const Tensor& x, const Norm& norm, const Mlp& mlp) {
 class Features : public torch::autograd::Function<Features> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& w1, const Tensor& bias1, const Tensor& w2, const Tensor& bias2,
-                        const Tensor& gamma, const Tensor& beta, const Tensor& running_mean, const Tensor& running_variance, double eps,
-                        double momentum, double p, int64_t seed, bool train) {
+                        const Tensor& gamma, const Tensor& beta, const std::optional<Tensor>& mean_or_none, const std::optional<Tensor>& variance_or_none,
+                        double eps, double momentum, double p, int64_t seed, bool train) {
+    const Tensor running_mean = mean_or_none.value_or(Tensor()), running_variance = variance_or_none.value_or(Tensor());
     const NormArgs args{gamma.contiguous(), beta.contiguous(), running_mean, running_variance, eps, momentum, train};
     const Mlp mlp{w1, bias1, w2, bias2, dropout_of(train ? p : 0, seed)};
     const bool is_double = x.scalar_type() == at::kDouble;
     const Norm norm = is_double ? normalise<double>(x, args) : normalise<float>(x, args);
     const Tensor out = is_double ? features_forward<double>(x, norm, mlp) : features_forward<float>(x, norm, mlp);
     context->save_for_backward({x, w1, bias1, w2, bias2, args.gamma, norm.mean, norm.deviation, norm.scale, norm.beta});
+    context->saved_data["eps"] = eps;
     context->saved_data["p"] = train ? p : 0;
     context->saved_data["seed"] = seed;
     context->saved_data["train"] = train;
@@ -256,9 +294,9 @@ class Features : public torch::autograd::Function<Features> {
     const auto saved = context->get_saved_variables();
     const Tensor& x = saved[0];
     const Mlp mlp{saved[1], saved[2], saved[3], saved[4], dropout_of(context->saved_data["p"].toDouble(), context->saved_data["seed"].toInt())};
-    const Norm norm{saved[6], saved[7], saved[8], saved[9]};
-    const Tensor dout = grad.contiguous(), dy = at::empty_like(x);
-    const FeatureMlp<P> all = pointers<P>(x, norm, mlp);
+    const Norm norm{saved[6], saved[7], saved[8], saved[9], Tensor()};
+    const Tensor dout = grad.contiguous(), dy = at::empty_like(x), y = again<P>(x, norm, saved[5], context->saved_data["eps"].toDouble());
+    const FeatureMlp<P> all = pointers<P>(x, mlp);
     const Tiles tiles(x);
     const int64_t threads = at::get_num_threads();
     const auto sums = [&](const Tensor& like) {
@@ -274,7 +312,7 @@ class Features : public torch::autograd::Function<Features> {
       const Tensor scratch = at::empty({run.scratch(all.channels, tiles.width)}, x.options());
       for (int64_t tile = first; tile < last; ++tile) {
         const int64_t window = tiles.window(tile), at = window * plane_of(x);
-        run.features_backward(data<P>(dy) + at, of(dw1), of(dbias1), of(dw2), of(dbias2), data<P>(dout) + at, data<P>(x) + at, all, window,
+        run.features_backward(data<P>(dy) + at, of(dw1), of(dbias1), of(dw2), of(dbias2), data<P>(dout) + at, data<P>(y) + at, all, window,
                               tiles.from(tile), tiles.wide(tile), data<P>(scratch));
       }
     });
@@ -284,14 +322,17 @@ class Features : public torch::autograd::Function<Features> {
   }
 };
 
-const Tensor& tensor(size_t pointer) { return *reinterpret_cast<const Tensor*>(pointer); }
+const Tensor& tensor(size_t pointer) {
+  static const Tensor none;
+  return pointer == 0 ? none : *reinterpret_cast<const Tensor*>(pointer);
+}
 
 size_t handle(Tensor xs) { return reinterpret_cast<size_t>(new Tensor(std::move(xs))); }
 
 void check(const Tensor& x, std::initializer_list<const Tensor*> plane, std::initializer_list<const Tensor*> others) {
   TORCH_CHECK(x.dim() == 3 && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble), "x must be [batch, channels, steps] of f32 or f64");
   for (const Tensor* xs : plane) {
-    TORCH_CHECK(xs->scalar_type() == x.scalar_type() && xs->dim() == 2 && xs->size(0) == x.size(1) && xs->size(1) == x.size(2),
+    TORCH_CHECK(!xs->defined() || (xs->scalar_type() == x.scalar_type() && xs->dim() == 2 && xs->size(0) == x.size(1) && xs->size(1) == x.size(2)),
                 "the norm must fit [channels, steps]");
   }
   for (const Tensor* xs : others) TORCH_CHECK(xs->scalar_type() == x.scalar_type(), "parameters must be of the kind of x");
@@ -310,7 +351,7 @@ size_t mixer_time(size_t x, size_t weight, size_t bias, size_t gamma, size_t bet
     if (xs.scalar_type() == at::kDouble) return handle(time_forward<double>(xs, w, b, normalise<double>(xs, args), dropout, false).first);
     return handle(time_forward<float>(xs, w, b, normalise<float>(xs, args), dropout, false).first);
   }
-  return handle(Time::apply(xs, w, b, tensor(gamma), tensor(beta), tensor(running_mean), tensor(running_variance), eps, momentum, p, seed, train));
+  return handle(Time::apply(xs, w, b, tensor(gamma), tensor(beta), optional(tensor(running_mean)), optional(tensor(running_variance)), eps, momentum, p, seed, train));
 }
 
 size_t mixer_features(size_t x, size_t w1, size_t bias1, size_t w2, size_t bias2, size_t gamma, size_t beta, size_t running_mean,
@@ -327,7 +368,7 @@ size_t mixer_features(size_t x, size_t w1, size_t bias1, size_t w2, size_t bias2
     if (xs.scalar_type() == at::kDouble) return handle(features_forward<double>(xs, normalise<double>(xs, args), mlp));
     return handle(features_forward<float>(xs, normalise<float>(xs, args), mlp));
   }
-  return handle(Features::apply(xs, in, in_bias, out, out_bias, tensor(gamma), tensor(beta), tensor(running_mean), tensor(running_variance), eps,
+  return handle(Features::apply(xs, in, in_bias, out, out_bias, tensor(gamma), tensor(beta), optional(tensor(running_mean)), optional(tensor(running_variance)), eps,
                                 momentum, p, seed, train));
 }
 

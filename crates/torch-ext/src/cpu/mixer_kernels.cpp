@@ -45,14 +45,14 @@ constexpr long kHidden = 16;
 template <typename P>
 long scratch_size(long channels, long width) { return (3 * channels + 2 * kHidden) * padded<P>(width); }
 
-/// y = (x - m) ∘ a + b of the steps, in rows of the padded width, zeros behind.
+/// The tile's steps of y in rows of the padded width, zeros behind.
 template <typename P>
-void normalised(P* y, const P* x, const FeatureMlp<P>& mlp, long from, long width) {
+void gather(P* tile, const P* y, const FeatureMlp<P>& mlp, long from, long width) {
   const long wide = padded<P>(width);
   for (long c = 0; c < mlp.channels; ++c) {
-    const long at = c * mlp.steps + from;
-    for (long t = 0; t < width; ++t) y[c * wide + t] = (x[at + t] - mlp.m[at + t]) * mlp.a[at + t] + mlp.b[at + t];
-    for (long t = width; t < wide; ++t) y[c * wide + t] = 0;
+    const P* ys = y + c * mlp.steps + from;
+    for (long t = 0; t < width; ++t) tile[c * wide + t] = ys[t];
+    for (long t = width; t < wide; ++t) tile[c * wide + t] = 0;
   }
 }
 
@@ -72,10 +72,10 @@ void hidden_rows(P* h, const P* y, const FeatureMlp<P>& mlp, long window, long f
 }
 
 template <typename P>
-void features(P* out, const P* x, const FeatureMlp<P>& mlp, long window, long from, long width, P* scratch) {
+void features(P* out, const P* x, const P* normed, const FeatureMlp<P>& mlp, long window, long from, long width, P* scratch) {
   const long wide = padded<P>(width), channels = mlp.channels;
   P *y = scratch, *z = y + channels * wide, *h = z + channels * wide;
-  normalised(y, x, mlp, from, width);
+  gather(y, normed, mlp, from, width);
   const P scale = static_cast<P>(mlp.drop_hidden.scale);
   for (long first = 0; first < mlp.hidden; first += kHidden) {
     const long rows = mlp.hidden - first < kHidden ? mlp.hidden - first : kHidden;
@@ -97,11 +97,11 @@ void features(P* out, const P* x, const FeatureMlp<P>& mlp, long window, long fr
 }
 
 template <typename P>
-void features_backward(P* dy, P* dw1, P* dbias1, P* dw2, P* dbias2, const P* dout, const P* x, const FeatureMlp<P>& mlp, long window,
+void features_backward(P* dy, P* dw1, P* dbias1, P* dw2, P* dbias2, const P* dout, const P* normed, const FeatureMlp<P>& mlp, long window,
                        long from, long width, P* scratch) {
   const long wide = padded<P>(width), channels = mlp.channels;
   P *y = scratch, *dz = y + channels * wide, *dys = dz + channels * wide, *h = dys + channels * wide, *g = h + kHidden * wide;
-  normalised(y, x, mlp, from, width);
+  gather(y, normed, mlp, from, width);
   const P scale = static_cast<P>(mlp.drop_hidden.scale);
   for (long c = 0; c < channels; ++c) {
     const long at = c * mlp.steps + from;
@@ -218,8 +218,48 @@ void norm_backward(P* dx, P* dgamma, P* dbeta, const P* dy, const P* dout, const
 }
 
 template <typename P>
+void layer_norm(P* __restrict y, P* mean, P* deviation, const P* x, const P* gamma, const P* beta, P eps, long rows, long plane) {
+  for (long row = 0; row < rows; ++row) {
+    const P* xs = x + row * plane;
+    P total = 0;
+#pragma omp simd reduction(+ : total)
+    for (long i = 0; i < plane; ++i) total += xs[i];
+    const P m = total / plane;
+    P squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (long i = 0; i < plane; ++i) squares += (xs[i] - m) * (xs[i] - m);
+    mean[row] = m;
+    deviation[row] = static_cast<P>(__builtin_sqrt(squares / plane + eps));
+    const P inverse = 1 / deviation[row];
+    for (long i = 0; i < plane; ++i) y[row * plane + i] = (xs[i] - m) * inverse * gamma[i] + beta[i];
+  }
+}
+
+template <typename P>
+void layer_backward(P* dx, P* dgamma, P* dbeta, const P* dy, const P* dout, const P* x, const P* mean, const P* deviation, const P* gamma,
+                    long rows, long plane) {
+  for (long row = 0; row < rows; ++row) {
+    const P *xs = x + row * plane, *ds = dy + row * plane, *os = dout + row * plane;
+    const P m = mean[row], inverse = 1 / deviation[row];
+    P level = 0, tilt = 0;
+#pragma omp simd reduction(+ : level, tilt)
+    for (long i = 0; i < plane; ++i) {
+      const P hat = (xs[i] - m) * inverse, g = ds[i] * gamma[i];
+      level += g;
+      tilt += g * hat;
+      dgamma[i] += ds[i] * hat;
+      dbeta[i] += ds[i];
+    }
+    level /= plane;
+    tilt /= plane;
+    for (long i = 0; i < plane; ++i) dx[row * plane + i] = os[i] + inverse * (ds[i] * gamma[i] - level - (xs[i] - m) * inverse * tilt);
+  }
+}
+
+template <typename P>
 constexpr MixerKernels<P> table() {
-  return {scratch_size<P>, features<P>, features_backward<P>, moments<P>, affine<P>, finish_onto<P>, norm_backward<P>};
+  return {scratch_size<P>, features<P>, features_backward<P>, moments<P>,    affine<P>,
+          finish_onto<P>,  norm_backward<P>, layer_norm<P>,   layer_backward<P>};
 }
 
 }  // namespace

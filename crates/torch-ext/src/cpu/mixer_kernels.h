@@ -5,13 +5,12 @@
 
 namespace densely {
 
-/// An MLP over the channels of each step, with a batch norm before it and the input added behind it:
+/// An MLP over the channels of each step of the normed window y, and the window added behind it:
 ///
-///   out = x + drop_out(W2 drop_hidden(relu(W1 ((x - m) ∘ a + b) + bias1)) + bias2)
+///   out = x + drop_out(W2 drop_hidden(relu(W1 y + bias1)) + bias2)
 template <typename P>
 struct FeatureMlp {
   long channels, steps, hidden;
-  const P *m, *a, *b;   // [channels, steps]
   const P *w1, *bias1;  // [hidden, channels], [hidden]
   const P *w2, *bias2;  // [channels, hidden], [channels]
   Dropout drop_hidden, drop_out;
@@ -21,10 +20,10 @@ template <typename P>
 struct MixerKernels {
   /// Values that `scratch` of the two functions below must have room for.
   long (*scratch)(long channels, long width);
-  /// Steps [from, from + width) of window `window`; x and out point to it.
-  void (*features)(P* out, const P* x, const FeatureMlp<P>& mlp, long window, long from, long width, P* scratch);
-  /// dy = gradient of (x - m) ∘ a + b (without the way round the MLP), and sums into the gradients of the parameters.
-  void (*features_backward)(P* dy, P* dw1, P* dbias1, P* dw2, P* dbias2, const P* dout, const P* x, const FeatureMlp<P>& mlp, long window,
+  /// Steps [from, from + width) of window `window`; x, y and out point to it.
+  void (*features)(P* out, const P* x, const P* y, const FeatureMlp<P>& mlp, long window, long from, long width, P* scratch);
+  /// dy, and sums into the gradients of the parameters.
+  void (*features_backward)(P* dy, P* dw1, P* dbias1, P* dw2, P* dbias2, const P* dout, const P* y, const FeatureMlp<P>& mlp, long window,
                             long from, long width, P* scratch);
   /// Mean and population variance over `rows` windows of points [from, to) of a plane of `plane` points.
   void (*moments)(P* mean, P* variance, const P* x, long rows, long plane, long from, long to);
@@ -36,6 +35,11 @@ struct MixerKernels {
   /// without the sums in dx where the statistics were constants. dx may be dy.
   void (*norm_backward)(P* dx, P* dgamma, P* dbeta, const P* dy, const P* dout, const P* x, const P* mean, const P* deviation,
                         const P* gamma, long rows, long plane, long from, long to, bool constant);
+  /// y = (x - mean) / deviation ∘ gamma + beta with mean and deviation of each row, which are kept.
+  void (*layer_norm)(P* y, P* mean, P* deviation, const P* x, const P* gamma, const P* beta, P eps, long rows, long plane);
+  /// The way back through that: dx = dout + …, and sums into dγ and dβ. dx may be dy.
+  void (*layer_backward)(P* dx, P* dgamma, P* dbeta, const P* dy, const P* dout, const P* x, const P* mean, const P* deviation,
+                         const P* gamma, long rows, long plane);
 };
 
 #define DENSELY_MIXER_KERNELS(level)               \
