@@ -40,8 +40,9 @@ fn shops() -> String {
     let mut text = "day,shop,sold,promotion\n".to_owned();
     for shop in 0..3_usize {
         for day in 0..28 * 8 {
-            let promotion =
-                usize::from((day * 7 + shop * 3_usize).wrapping_mul(2_654_435_761) >> 7 & 3 == 0);
+            let promotion = usize::from(
+                ((day * 7 + shop * 3_usize).wrapping_mul(2_654_435_761) >> 7).is_multiple_of(4),
+            );
             let sold = (10 + 5 * shop + day % 7) * (1 + promotion);
             writeln!(
                 text,

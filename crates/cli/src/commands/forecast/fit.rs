@@ -79,7 +79,7 @@ pub(crate) struct Fit {
     /// Quantiles to forecast, such as 0.1,0.5,0.9; the mean when left out.
     #[arg(long, value_delimiter = ',', value_name = "QUANTILES")]
     quantiles: Vec<f64>,
-    /// Forecast a distribution by its likelihood: its mean and the quantiles (0.1, 0.5, 0.9 when left out). For counts negative_binomial.
+    /// Forecast a distribution by its likelihood: its mean and the quantiles (0.1, 0.5, 0.9 when left out). For counts `negative_binomial`.
     #[arg(long, value_parser = ["student_t", "normal", "negative_binomial"])]
     distribution: Option<String>,
     /// Model: tsmixer, tsmixer-ext, patchtsmixer-forecast, dlinear, nlinear; chosen by the data when left out.

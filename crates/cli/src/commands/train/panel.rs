@@ -242,15 +242,12 @@ impl Work<'_> {
 
 /// Errors of one target in its units, of several on the standardised scale.
 fn of(scores: &Scores, values: fn(&Means) -> [f64; 2]) -> Errors {
-    match scores.by_target().as_slice() {
-        [(_, means)] => {
-            let [mae, mse] = values(means);
-            vec![("mae", mae), ("rmse", mse.sqrt())]
-        }
-        _ => {
-            let [mae, mse] = values(&scores.standardised());
-            vec![("mae", mae), ("mse", mse)]
-        }
+    if let [(_, means)] = scores.by_target().as_slice() {
+        let [mae, mse] = values(means);
+        vec![("mae", mae), ("rmse", mse.sqrt())]
+    } else {
+        let [mae, mse] = values(&scores.standardised());
+        vec![("mae", mae), ("mse", mse)]
     }
 }
 
