@@ -24,7 +24,7 @@ fn quantile(distribution: Distribution, parameters: &[f64], q: f64) -> f64 {
 #[test]
 fn quantiles_equal_those_of_scipy() {
     let t = [
-        (2.5, 0.1, -1.730_250_928_807_177_1),
+        (2.5, 0.1, -1.730_250_928_807_177),
         (3.0, 0.9, 1.637_744_353_696_209),
         (3.7, 0.975, 2.867_520_707_191_189_5),
         (6.0, 0.05, -1.943_180_280_515_305),
@@ -165,7 +165,7 @@ fn a_distribution_is_fitted_saved_and_forecast() -> Result<()> {
 }
 
 #[test]
-fn combinations_that_cannot_be_are_refused_with_advice() -> Result<()> {
+fn combinations_that_cannot_be_are_refused_with_advice() {
     let text = noisy(24 * 20, 0.01);
     let refused = |change: &dyn Fn(&mut Options)| -> Result<String> {
         let mut options = options(Distribution::StudentT, std::path::Path::new("unused"));
@@ -205,7 +205,6 @@ fn combinations_that_cannot_be_are_refused_with_advice() -> Result<()> {
         }),
         "is no count, and `negative_binomial` is for counts",
     );
-    Ok(())
 }
 
 #[test]
