@@ -312,7 +312,7 @@ fn value_of(scores: &[(Metric, f64)], metric: Metric) -> Result<f64> {
 }
 
 /// A name as a folder.
-fn slug(name: &str) -> String {
+pub(crate) fn slug(name: &str) -> String {
     let letter = |c: char| {
         if c.is_ascii_alphanumeric() {
             c.to_ascii_lowercase()

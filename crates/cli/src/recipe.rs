@@ -5,12 +5,18 @@ use std::path::Path;
 use densely_core::{Error, Result};
 use densely_tabular::settings::FitSettings;
 use densely_tabular::tune::TuneSettings;
+use densely_timeseries::forecast::ForecastSettings;
+use densely_timeseries::m4::{self, M4};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 /// Domains whose recipes train.
-const DOMAINS: [&str; 2] = ["tabular", "timeseries"];
+const DOMAINS: [&str; 3] = ["tabular", "timeseries", FORECAST];
+/// The domain of own tables of series, whose settings are those of `densely forecast fit`.
+const FORECAST: &str = "forecast";
+/// Keys of `[data]` that are not the domain's: where the rows come from.
+const FILES: [&str; 4] = ["file", "append", "join", "m4"];
 
 /// A recipe at one size, after `--quick`, `--smoke` and `--set`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,9 +41,12 @@ pub(crate) struct Recipe {
     /// The training loop.
     #[serde(default)]
     train: Table,
-    /// Other models and splits to run beside.
+    /// Horizon, lookback, shares and quantiles of the domain `forecast`.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    forecast: Table,
+    /// Other models to run beside, in the domain's form.
     #[serde(default, skip_serializing)]
-    pub(crate) compare: Option<crate::compare::Compare>,
+    compare: Option<Table>,
     /// The search for better settings, by `densely tune`.
     #[serde(default)]
     pub(crate) tune: Option<TuneSettings>,
@@ -66,6 +75,35 @@ pub(crate) struct Files {
     /// Files whose columns come beside.
     #[serde(default)]
     join: Vec<Join>,
+    /// The file has a series in each row, as the M4 competition gives them out.
+    #[serde(default)]
+    m4: Option<M4Files>,
+}
+
+/// What belongs to a file of the M4 competition.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct M4Files {
+    /// The file with the steps to forecast.
+    future: String,
+    /// Steps in a season.
+    season: usize,
+}
+
+/// What a model of a comparison changes; tables of a recipe.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Changes {
+    /// The name in tables and plots.
+    pub(crate) name: String,
+    /// Takes the place of `[model]`.
+    model: Option<Table>,
+    /// Changes of `[data]`.
+    data: Table,
+    /// Changes of `[forecast]`.
+    forecast: Table,
+    /// Changes of `[train]`.
+    train: Table,
 }
 
 /// A file whose columns come beside those of a table.
@@ -86,6 +124,9 @@ impl Files {
     /// # Errors
     /// Those of [`densely_data::Table::open`], `concat` and `join`.
     pub(crate) fn open(&self, folder: &Path) -> Result<densely_data::Table> {
+        if let Some(series) = self.m4(folder)? {
+            return series.table();
+        }
         let open = |file: &String| densely_data::Table::open(&folder.join(file));
         let mut table = open(&self.file)?;
         if !self.append.is_empty() {
@@ -99,6 +140,21 @@ impl Files {
             table = table.join(&open(&join.file)?, &join.on, &join.prefix)?;
         }
         Ok(table)
+    }
+
+    /// The competition's series, where the files are such.
+    ///
+    /// # Errors
+    /// Those of [`m4::read`].
+    pub(crate) fn m4(&self, folder: &Path) -> Result<Option<M4>> {
+        let read = |m4: &M4Files| {
+            m4::read(
+                &folder.join(&self.file),
+                &folder.join(&m4.future),
+                m4.season,
+            )
+        };
+        self.m4.as_ref().map(read).transpose()
     }
 }
 
@@ -132,7 +188,9 @@ impl Recipe {
         if size == Size::Smoke {
             let tune = table.contains_key("tune").then_some("tune.trials=2");
             let changes = ["train.epochs=1", "train.patience=1", "seeds=[0]"];
-            for change in changes.into_iter().chain(tune) {
+            let domain = table.get("domain").and_then(Value::as_str);
+            let few = (domain == Some(FORECAST)).then_some("forecast.epoch_windows=512");
+            for change in changes.into_iter().chain(tune).chain(few) {
                 set(&mut table, change)?;
             }
         }
@@ -154,7 +212,25 @@ impl Recipe {
             );
             return Err(Error::config("domain", reason));
         }
+        if recipe.domain != FORECAST && !recipe.forecast.is_empty() {
+            let reason = format!(
+                "is for recipes of the domain {FORECAST}; this one is of {}",
+                recipe.domain
+            );
+            return Err(Error::config("forecast", reason));
+        }
         Ok(recipe)
+    }
+
+    /// `[compare]` in the domain's form.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with TOML's own words.
+    pub(crate) fn compare<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>> {
+        let compare = self.compare.clone().map(Table::try_into);
+        compare
+            .transpose()
+            .map_err(|e| Error::corrupt(path, format!("compare: {}", sentence(&e))))
     }
 
     /// The files of the data set that the recipe trains on, and the settings of the fit.
@@ -165,19 +241,47 @@ impl Recipe {
         let mut data = self.data.clone();
         // Where the files come from is for `cargo xtask reproduce`.
         data.remove("dataset");
-        let mut files = Table::new();
-        for key in ["file", "append", "join"] {
-            if let Some(value) = data.remove(key) {
-                files.insert(key.to_owned(), value);
-            }
-        }
-        let files = files
-            .try_into()
-            .map_err(|e: toml::de::Error| Error::corrupt(path, sentence(&e)))?;
+        let files = files(&mut data, path)?;
         Ok((
             files,
             settings(data, self.model.clone(), self.train.clone(), path)?,
         ))
+    }
+
+    /// The files of a recipe of the domain `forecast`, and the settings of its fit with `changes`: where neither says anything, those of
+    /// `densely forecast fit`.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with TOML's own words for an unknown or ill-typed setting.
+    pub(crate) fn forecast_settings(
+        &self,
+        changes: &Changes,
+        path: &Path,
+    ) -> Result<(Files, ForecastSettings)> {
+        let with = |base: &Table, changes: &Table| {
+            let mut table = base.clone();
+            merge(&mut table, changes.clone());
+            table
+        };
+        let mut data = with(&self.data, &changes.data);
+        data.remove("dataset");
+        let files = files(&mut data, path)?;
+        let mut settings = Table::try_from(ForecastSettings::new(1))
+            .map_err(|e| Error::config("forecast", e.to_string()))?;
+        settings.remove("horizon");
+        settings.extend(with(&self.forecast, &changes.forecast));
+        settings.insert("data".into(), data.into());
+        let model = changes.model.as_ref().unwrap_or(&self.model);
+        if !model.is_empty() {
+            settings.insert("model".into(), model.clone().into());
+        }
+        if let Some(Value::Table(train)) = settings.get_mut("train") {
+            train.extend(with(&self.train, &changes.train));
+        }
+        let settings = settings
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::corrupt(path, sentence(&e)))?;
+        Ok((files, settings))
     }
 
     /// The settings with another model and changes of the training.
@@ -191,13 +295,23 @@ impl Recipe {
         path: &Path,
     ) -> Result<FitSettings> {
         let mut data = self.data.clone();
-        for key in ["dataset", "file", "append", "join"] {
-            data.remove(key);
-        }
+        data.remove("dataset");
+        files(&mut data, path)?;
         let mut train = self.train.clone();
         merge(&mut train, changes.clone());
         settings(data, model.unwrap_or(&self.model).clone(), train, path)
     }
+}
+
+/// Takes the keys of [`Files`] out of `[data]`.
+fn files(data: &mut Table, path: &Path) -> Result<Files> {
+    let taken: Table = FILES
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), data.remove(key)?)))
+        .collect();
+    taken
+        .try_into()
+        .map_err(|e: toml::de::Error| Error::corrupt(path, sentence(&e)))
 }
 
 fn settings<T: DeserializeOwned>(

@@ -30,7 +30,7 @@ pub enum TextFormat {
 }
 
 impl TextFormat {
-    const fn delimiter(self) -> u8 {
+    pub(crate) const fn delimiter(self) -> u8 {
         match self {
             Self::Csv => b',',
             Self::Tsv => b'\t',

@@ -5,17 +5,20 @@
 //! too much stays in its file, and one column at a time is in memory.
 
 use std::borrow::Cow;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use arrow_array::RecordBatch;
 use densely_core::{Error, Result};
+
+use crate::stream::TextFormat;
 
 mod join;
 mod read;
 
 pub use read::parse_time;
 pub(crate) use read::{CsvLines, is_missing, number};
-use read::{FileColumns, Interner, check_names, collect, read_csv, read_parquet};
+use read::{FileColumns, Interner, check_names, collect, read_csv, read_csv_from, read_parquet};
 #[cfg(feature = "parquet")]
 pub(crate) use read::{guarded, parquet_reader};
 
@@ -32,6 +35,8 @@ pub struct Table {
     names: Vec<String>,
     store: Store,
     warnings: Vec<String>,
+    /// Columns whose times carry a zone in the file, with it.
+    zones: Vec<(String, String)>,
 }
 
 /// Where the values are.
@@ -107,6 +112,25 @@ impl Table {
         }
     }
 
+    /// Reads text from a stream that can be read only once, such as standard input; `name` stands in errors. The text and the table are held in memory.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open); [`Error::Data`] for a text longer than a quarter of the free memory.
+    pub fn read(input: impl Read, name: &Path, format: TextFormat) -> Result<Self> {
+        let most = available_memory() / 4;
+        let mut text = Vec::new();
+        let mut input = input.take(most.saturating_add(1));
+        input.read_to_end(&mut text).map_err(Error::io(name))?;
+        if text.len() as u64 > most {
+            let reason = format!(
+                "the text is longer than {} MB, a quarter of the free memory; write it to a file and name that",
+                most >> 20
+            );
+            return Err(Error::data(name, reason));
+        }
+        read_csv_from(|| Ok(&text[..]), name, format.delimiter(), u64::MAX)
+    }
+
     /// Takes a table from Arrow batches of one schema. Columns of nested or binary types are left out, with a warning.
     ///
     /// # Errors
@@ -141,6 +165,7 @@ impl Table {
             names,
             store: Store::Memory(columns),
             warnings: Vec::new(),
+            zones: Vec::new(),
         })
     }
 
@@ -167,6 +192,12 @@ impl Table {
     /// What was left out while reading.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// The zone that the times of a column carry in the file; they are read as universal time.
+    pub fn zone(&self, column: &str) -> Option<&str> {
+        let mut zones = self.zones.iter();
+        Some(&zones.find(|(name, _)| name == column)?.1)
     }
 
     /// The column of this name.

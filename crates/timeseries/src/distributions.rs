@@ -3,6 +3,8 @@
 //! As in `transformers` (`time_series_utils`): parameters are made positive by squareplus, (x + √(x² + 4))/2, and the window's level
 //! and spread go into the distribution, not into the parameters that the head learns.
 
+mod quantiles;
+
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 

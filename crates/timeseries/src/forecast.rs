@@ -14,6 +14,7 @@ mod fit;
 mod fitted;
 mod future;
 mod grid;
+mod law;
 mod network;
 mod panel;
 mod read;

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use densely_core::{Error, Result, check};
+use densely_data::table::{Column, Table, Values};
 use tch::Tensor;
 
 use crate::lines::Lines;
@@ -13,6 +14,11 @@ use crate::metrics::{M4Errors, mase, mase_scale, naive2, smape};
 
 /// Steps in a day of hourly series.
 pub const HOURLY_SEASON: usize = 24;
+
+/// Microseconds of an hour.
+const HOUR: i64 = 3_600_000_000;
+/// Where the made-up times of [`M4::table`] begin: the year 2000, in microseconds since 1970.
+const START: i64 = 10_957 * 24 * HOUR;
 
 /// The series of one frequency.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,6 +121,43 @@ impl M4 {
     /// Steps to forecast.
     pub fn horizon(&self) -> usize {
         self.futures[0].len()
+    }
+
+    /// Histories and futures as a long table with the columns `series`, `time` and `value`.
+    ///
+    /// The competition gives no times: steps are hours here, and all series end together, so that one cut in time parts every history from its
+    /// future.
+    ///
+    /// # Errors
+    /// Those of [`Table::from_columns`].
+    pub fn table(&self) -> Result<Table> {
+        let longest = self.histories.iter().map(Vec::len).max().unwrap_or(0);
+        let (mut codes, mut times, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        for (code, (history, future)) in self.histories.iter().zip(&self.futures).enumerate() {
+            let first = longest - history.len();
+            for (step, value) in history.iter().chain(future).enumerate() {
+                codes.push(code as u32);
+                times.push(START + (first + step) as i64 * HOUR);
+                values.push(*value);
+            }
+        }
+        let names = self.ids.clone();
+        let columns = [
+            ("series", Values::Text { codes, names }),
+            ("time", Values::Time(times)),
+            (
+                "value",
+                Values::Number {
+                    values,
+                    integral: false,
+                },
+            ),
+        ];
+        let columns = columns.map(|(name, values)| Column {
+            name: name.to_owned(),
+            values,
+        });
+        Table::from_columns(Path::new("m4"), columns.into())
     }
 
     /// The competition's errors of `forecasts`, one per series, over all series and steps.

@@ -100,18 +100,15 @@ pub fn line_over(path: &Path, axes: &Axes, series: &[Series], bands: &[Band]) ->
             ),
         )?,
     );
-    // Where lines end is where the legend would hide them.
-    let ends: Vec<f64> = series
-        .iter()
-        .filter_map(|s| s.points.last())
-        .map(|point| point.1)
-        .collect();
-    let high = ends.iter().sum::<f64>() / ends.len() as f64 > f64::midpoint(y.0, y.1);
-    let legend = if high {
-        SeriesLabelPosition::LowerRight
-    } else {
-        SeriesLabelPosition::UpperRight
-    };
+    let names = series.iter().map(|s| &s.name);
+    let names: Vec<&String> = names.chain(bands.iter().map(|band| &band.name)).collect();
+    let ends = bands.iter().flat_map(|band| {
+        let points = band.points.iter();
+        points.flat_map(|p| [(p.0, p.1), (p.0, p.2)])
+    });
+    let lines = series.iter().flat_map(|s| between(&s.points));
+    let drawn: Vec<(f64, f64)> = lines.chain(ends).collect();
+    let (legend, y) = legend_place(&drawn, x, y, &names);
     draw(path, axes, (x.0..x.1, padded(y)), legend, |chart| {
         let tint = COLOURS[series.len().saturating_sub(1) % COLOURS.len()].mix(0.18);
         for band in bands {
@@ -144,6 +141,62 @@ pub fn line_over(path: &Path, axes: &Axes, series: &[Series], bands: &[Band]) ->
         }
         Ok(())
     })
+}
+
+/// Points along the lines that join `points`, close enough to tell what they cross.
+fn between(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    const PIECES: usize = 10;
+    let pairs = points.iter().zip(points.iter().skip(1));
+    let along = pairs.flat_map(|(a, b)| {
+        (0..PIECES).map(move |i| {
+            let share = i as f64 / PIECES as f64;
+            (a.0 + (b.0 - a.0) * share, a.1 + (b.1 - a.1) * share)
+        })
+    });
+    along.chain(points.last().copied()).collect()
+}
+
+/// A corner for the legend where nothing is drawn, and the range of `y`, made larger upwards where every corner is taken.
+fn legend_place(
+    drawn: &[(f64, f64)],
+    x: (f64, f64),
+    y: (f64, f64),
+    names: &[&String],
+) -> (SeriesLabelPosition, (f64, f64)) {
+    // Sizes of the legend in shares of the plotting area, by the font of `draw`, with some air.
+    let letters = names.iter().map(|name| name.chars().count()).max();
+    let width = (60.0 + 8.0 * letters.unwrap_or(0) as f64) / 650.0 * (x.1 - x.0);
+    let share = ((22.0 + 20.0 * names.len() as f64) / 360.0).min(0.6);
+    let height = share * (y.1 - y.0);
+    let corners = [
+        (SeriesLabelPosition::UpperRight, true, true),
+        (SeriesLabelPosition::UpperLeft, false, true),
+        (SeriesLabelPosition::LowerRight, true, false),
+        (SeriesLabelPosition::LowerLeft, false, false),
+    ];
+    for (corner, right, upper) in corners {
+        let inside = |p: &&(f64, f64)| {
+            let across = if right {
+                p.0 > x.1 - width
+            } else {
+                p.0 < x.0 + width
+            };
+            let along = if upper {
+                p.1 > y.1 - height
+            } else {
+                p.1 < y.0 + height
+            };
+            across && along
+        };
+        if drawn.iter().find(inside).is_none() {
+            return (corner, y);
+        }
+    }
+    // The least room that lets the lines of the upper right corner pass below.
+    let right = drawn.iter().filter(|p| p.0 > x.1 - width).map(|p| p.1);
+    let top = right.fold(y.0, f64::max);
+    let high = (top - share * y.0) / (1.0 - share);
+    (SeriesLabelPosition::UpperRight, (y.0, high.max(y.1)))
 }
 
 /// Draws predictions (upwards) over targets (rightwards) with the diagonal of perfect ones.
@@ -551,6 +604,26 @@ fn same_length(predictions: usize, targets: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_legend_covers_nothing() {
+        let names = [&"forecast".to_owned(), &"naive".to_owned()];
+        let place = |points: &[(f64, f64)]| {
+            let (place, y) = legend_place(&between(points), (0.0, 10.0), (0.0, 1.0), &names);
+            (format!("{place:?}"), y)
+        };
+        let free = |points: &[(f64, f64)], expected: &str| {
+            assert_eq!(place(points), (expected.to_owned(), (0.0, 1.0)));
+        };
+        free(&[(0.0, 0.0), (10.0, 0.0)], "UpperRight");
+        free(&[(0.0, 0.0), (10.0, 1.0)], "UpperLeft");
+        free(&[(0.0, 1.0), (5.0, 0.9), (10.0, 1.0)], "LowerRight");
+        // A line through every corner: room is made above its right end.
+        let (corner, y) = place(&[(0.0, 0.0), (0.0, 1.0), (10.0, 0.0), (10.0, 0.95)]);
+        assert_eq!((corner.as_str(), y.0), ("UpperRight", 0.0));
+        let below = y.1 * (1.0 - (22.0 + 40.0) / 360.0);
+        assert!((below - 0.95).abs() < 1e-9, "{y:?}");
+    }
 
     #[test]
     fn labels_are_short_and_distinct() {

@@ -1,7 +1,7 @@
 //! `densely forecast`: fit, evaluate and apply forecasters on one's own table, and test them from many origins.
 
 mod backtest;
-mod fit;
+pub(crate) mod fit;
 mod predict;
 
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ fn evaluate(arguments: &Evaluate, common: &Common) -> Result<()> {
 }
 
 /// Tells what was found and done.
-fn say(notes: &[String], common: &Common) {
+pub(crate) fn say(notes: &[String], common: &Common) {
     if !common.quiet {
         for note in notes {
             eprintln!("  {note}");
@@ -101,6 +101,9 @@ fn print_scores(scores: &Scores) {
             .map(|(q, share)| format!("{:.1} % below q{q}", 100.0 * share))
             .collect();
         println!("  pinball loss {pinball:.4}; {}", shares.join(", "));
+    }
+    if let Some(nll) = scores.nll() {
+        println!("  negative log-likelihood {nll:.4} nats per value");
     }
     if all.mae > all.naive_mae {
         println!(

@@ -1,6 +1,7 @@
 //! `densely train`: a recipe, every seed of it.
 
 mod forecast;
+mod panel;
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::tabular::ResumeArguments;
 use crate::Common;
-use crate::compare::{Input, mean_sd};
+use crate::compare::{Compare, Input, mean_sd};
 use crate::fitting::{self, Fitted, Job};
 use crate::recipe::{Files, Recipe, Size};
 
@@ -61,12 +62,14 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     }
     match recipe.domain.as_str() {
         "timeseries" => forecast::run(arguments, &recipe, common),
+        "forecast" => panel::run(arguments, &recipe, common),
         _ => run_tabular(arguments, &recipe, common),
     }
 }
 
 fn run_tabular(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Result<()> {
     let (files, mut settings): (_, FitSettings) = recipe.fit_settings(&arguments.recipe)?;
+    let compare: Option<Compare> = recipe.compare(&arguments.recipe)?;
     let path = arguments.data_dir.join(&files.file);
     let (table, prepared) = prepare(&files, &arguments.data_dir, &mut settings)?;
     if let Some(folder) = &arguments.export {
@@ -95,7 +98,7 @@ fn run_tabular(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Resul
         }
         results.push((*seed, fitted));
     }
-    let compared = recipe.compare.as_ref().map(|compare| {
+    let compared = compare.as_ref().map(|compare| {
         let input = Input {
             recipe,
             recipe_path: &arguments.recipe,

@@ -4,8 +4,10 @@
 mod bad_input;
 mod forecast;
 mod forward;
+mod own_distribution;
 mod own_series;
 mod own_table;
+mod panel_recipe;
 mod resume;
 #[cfg(feature = "serve")]
 mod serve;

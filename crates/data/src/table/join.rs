@@ -36,6 +36,7 @@ impl Table {
             names,
             store: Store::Memory(columns),
             warnings: tables.iter().flat_map(|t| t.warnings.clone()).collect(),
+            zones: tables.iter().flat_map(|t| t.zones.clone()).collect(),
         })
     }
 
@@ -104,6 +105,7 @@ impl Table {
             names: columns.iter().map(|column| column.name.clone()).collect(),
             store: Store::Memory(columns),
             warnings,
+            zones: self.zones.clone(),
         })
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, TimestampMicrosecondType};
 use arrow_array::{Array, RecordBatch};
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DataType, Field, Fields, TimeUnit};
 use densely_core::{Error, Result};
 
 use super::{Column, MISSING, Store, Table, Values};
@@ -333,12 +333,12 @@ fn csv_error(path: &Path, error: csv::Error) -> Error {
 
 /// Calls `each` with the trimmed fields of every record; returns the header.
 fn csv_pass(
+    from: impl Read,
     path: &Path,
     delimiter: u8,
     mut each: impl FnMut(&mut dyn Iterator<Item = &str>),
 ) -> Result<Vec<String>> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let mut lines = CsvLines::new(file, path, delimiter)?;
+    let mut lines = CsvLines::new(from, path, delimiter)?;
     while let Some(record) = lines.next_record()? {
         each(&mut record.iter().map(str::trim));
     }
@@ -369,7 +369,8 @@ impl FileColumns {
                 seen,
             } => {
                 let mut builder = seen[at].column(&names[at]);
-                csv_pass(path, *delimiter, |fields| {
+                let file = File::open(path).map_err(Error::io(path))?;
+                csv_pass(file, path, *delimiter, |fields| {
                     if let Some(field) = fields.nth(at) {
                         builder.push_text(field);
                     }
@@ -392,9 +393,24 @@ impl FileColumns {
 const CELL: u64 = 8;
 
 pub(super) fn read_csv(path: &Path, delimiter: u8, limit: u64) -> Result<Table> {
+    read_csv_from(
+        || File::open(path).map_err(Error::io(path)),
+        path,
+        delimiter,
+        limit,
+    )
+}
+
+/// Reads what `open` gives, twice; `path` stands in errors, and is read again when the table would take more than `limit` bytes.
+pub(super) fn read_csv_from<R: Read>(
+    open: impl Fn() -> Result<R>,
+    path: &Path,
+    delimiter: u8,
+    limit: u64,
+) -> Result<Table> {
     let mut rows = 0;
     let mut seen: Vec<Seen> = Vec::new();
-    let names = csv_pass(path, delimiter, |fields| {
+    let names = csv_pass(open()?, path, delimiter, |fields| {
         rows += 1;
         for (at, field) in fields.enumerate() {
             if seen.len() <= at {
@@ -421,6 +437,7 @@ pub(super) fn read_csv(path: &Path, delimiter: u8, limit: u64) -> Result<Table> 
             names,
             store,
             warnings,
+            zones: Vec::new(),
         });
     }
     let mut builders: Vec<Builder> = names
@@ -428,7 +445,7 @@ pub(super) fn read_csv(path: &Path, delimiter: u8, limit: u64) -> Result<Table> 
         .zip(&seen)
         .map(|(name, seen)| seen.column(name))
         .collect();
-    csv_pass(path, delimiter, |fields| {
+    csv_pass(open()?, path, delimiter, |fields| {
         for (builder, field) in builders.iter_mut().zip(fields) {
             builder.push_text(field);
         }
@@ -441,6 +458,7 @@ pub(super) fn read_csv(path: &Path, delimiter: u8, limit: u64) -> Result<Table> 
         names,
         store: Store::Memory(columns),
         warnings: Vec::new(),
+        zones: Vec::new(),
     })
 }
 
@@ -450,7 +468,7 @@ fn stays_in_file() -> String {
 
 #[cfg(feature = "parquet")]
 pub(super) fn read_parquet(path: &Path, limit: u64) -> Result<Table> {
-    let (rows, columns) = guarded(path, || {
+    let (rows, columns, zones) = guarded(path, || {
         let metadata = parquet_reader(path)?;
         let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
         let columns: Vec<(String, bool)> = metadata
@@ -464,7 +482,7 @@ pub(super) fn read_parquet(path: &Path, limit: u64) -> Result<Table> {
                 )
             })
             .collect();
-        Ok((rows, columns))
+        Ok((rows, columns, zones(metadata.schema().fields())))
     })?;
     if rows as u64 * columns.len() as u64 * CELL <= limit {
         return parquet_batches(path, None);
@@ -488,6 +506,7 @@ pub(super) fn read_parquet(path: &Path, limit: u64) -> Result<Table> {
         names,
         store,
         warnings,
+        zones,
     })
 }
 
@@ -596,6 +615,10 @@ pub(super) fn collect(
     if rows == 0 {
         return Err(Error::data(path, "the table has no rows"));
     }
+    let zones = schema
+        .iter()
+        .flat_map(|schema| zones(schema.fields()))
+        .collect();
     let warnings = names
         .iter()
         .zip(&builders)
@@ -614,7 +637,17 @@ pub(super) fn collect(
         names: columns.iter().map(|column| column.name.clone()).collect(),
         store: Store::Memory(columns),
         warnings,
+        zones,
     })
+}
+
+/// The columns whose times carry a zone, with it.
+fn zones(fields: &Fields) -> Vec<(String, String)> {
+    let zone = |field: &std::sync::Arc<Field>| match field.data_type() {
+        DataType::Timestamp(_, Some(zone)) => Some((field.name().clone(), zone.to_string())),
+        _ => None,
+    };
+    fields.iter().filter_map(zone).collect()
 }
 
 fn append(path: &Path, builder: &mut Builder, array: &dyn Array) -> Result<()> {

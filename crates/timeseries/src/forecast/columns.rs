@@ -14,6 +14,10 @@ pub struct TableSettings {
     /// Column with the time; found when there is exactly one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
+    /// Columns with year, month, day, hour, minute and second (two of them at least, in this order) where no column has the whole time; forecasts
+    /// then have one called `time`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub time_parts: Vec<String>,
     /// Columns that tell the series apart: the table is long. None: the table is wide, one row per time.
     pub series_id: Vec<String>,
     /// Columns to forecast. None: of a wide table all numbers; of a long one the only column of numbers left.
@@ -45,6 +49,7 @@ impl Default for TableSettings {
     fn default() -> Self {
         Self {
             time: None,
+            time_parts: Vec::new(),
             series_id: Vec::new(),
             target: Vec::new(),
             past: Vec::new(),
@@ -59,6 +64,9 @@ impl Default for TableSettings {
         }
     }
 }
+
+/// The name of a time that is put together from parts.
+pub(super) const PARTS_TIME: &str = "time";
 
 /// What becomes of rows of one series and time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,18 +125,23 @@ impl TableSettings {
             let reason = format!("must be at least 0, got {}", self.max_gap);
             return Err(Error::config("max_gap", reason));
         }
+        if !self.time_parts.is_empty() {
+            if self.time.as_deref().is_some_and(|name| name != PARTS_TIME) {
+                let reason = "the time stands in `time` or in `time_parts`, not in both";
+                return Err(Error::config("time_parts", reason));
+            }
+            found.time = Some(PARTS_TIME.to_owned());
+        }
         let claims = [
+            &self.time_parts,
             &self.series_id,
             &self.target,
             &self.past,
             &self.known,
             &self.statics,
         ];
-        let mut claimed: Vec<&String> = self
-            .time
-            .iter()
-            .chain(claims.into_iter().flatten())
-            .collect();
+        let whole = self.time.iter().filter(|_| self.time_parts.is_empty());
+        let mut claimed: Vec<&String> = whole.chain(claims.into_iter().flatten()).collect();
         for name in &claimed {
             table.column(name)?;
         }
@@ -150,7 +163,7 @@ impl TableSettings {
                 _ => others.push(name.clone()),
             }
         }
-        if self.time.is_none() {
+        if found.time.is_none() {
             match times.as_slice() {
                 [only] => {
                     notes.push(format!("time: column `{only}`, the only one with times"));
@@ -158,7 +171,7 @@ impl TableSettings {
                     times.clear();
                 }
                 [] => {
-                    let reason = "no column holds times like 2013-09-01 05:30; write them so, and name the column with `--time`";
+                    let reason = "no column holds times like 2013-09-01 05:30; write them so, and name the column with `--time` (or the columns, as in `--time year,month,day,hour`)";
                     return Err(Error::data(table.path(), reason));
                 }
                 _ => {

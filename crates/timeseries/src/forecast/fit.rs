@@ -69,6 +69,9 @@ impl Prepared {
             data: panel.settings.clone(),
             ..settings.clone()
         };
+        if let Some(distribution) = settings.distribution {
+            distribution.check(&panel, table)?;
+        }
         let mut notes = panel.notes.clone();
         let horizon = settings.horizon;
         let span = panel.span();
@@ -119,13 +122,18 @@ impl Prepared {
             lookback,
             horizon,
             channels: panel.channels() as i64,
-            outputs: settings.quantiles.len().max(1) as i64,
+            outputs: if settings.distribution.is_some() {
+                1
+            } else {
+                settings.quantiles.len().max(1) as i64
+            },
+            distribution: settings.distribution,
             series: panel.series.len(),
             windows: train.len(),
             encoders: &encoders,
         };
         if settings.model.preset == AUTO {
-            let (preset, why) = choose(&shape);
+            let (preset, why) = choose(&shape)?;
             notes.push(format!("model: {preset}, {why} (`--model` takes another)"));
             preset.clone_into(&mut settings.model.preset);
         }
@@ -158,6 +166,7 @@ impl Prepared {
             horizon,
             season,
             quantiles: settings.quantiles.clone(),
+            distribution: settings.distribution,
             encoders: used,
             series: panel
                 .series
@@ -506,6 +515,7 @@ pub fn fit(
     let parameters = nn::parameter_count(&vs);
     let run_options = RunOptions {
         patience: Some(train.patience),
+        min_improvement: train.min_improvement,
         may_change: MAY_CHANGE.map(str::to_owned).to_vec(),
         ..RunOptions::default()
     };
@@ -561,10 +571,9 @@ pub fn fit(
             optimizer.set_lr(lr);
             let batch = store.batch(&prepared.train.places(numbers));
             // Dropout is a function of seed and step, so a resumed run needs no generator's state.
-            let ys = seeded(step_seed(options.seed, step), || {
-                network.forecast(&batch, true)
+            let loss = seeded(step_seed(options.seed, step), || {
+                loss(&network, &batch, settings)
             })?;
-            let loss = loss(&ys, &batch, settings);
             optimizer.zero_grad()?;
             loss.f_backward()?;
             let norm = (train.clip_norm > 0.0)
@@ -602,6 +611,7 @@ pub fn fit(
         let means = found.standardised();
         let mut metrics = vec![("mse", means.mse), ("mae", means.mae)];
         metrics.extend(found.pinball().map(|loss| ("pinball", loss)));
+        metrics.extend(found.nll().map(|nll| ("nll", nll)));
         let decision = run.end_epoch(score, Direction::Lower, &metrics, &vs, &optimizer)?;
         observe(&Event::Epoch {
             epoch,
@@ -628,12 +638,16 @@ pub fn fit(
     })
 }
 
-fn loss(ys: &Tensor, batch: &Batch, settings: &ForecastSettings) -> Tensor {
-    if settings.quantiles.is_empty() {
+fn loss(network: &Network, batch: &Batch, settings: &ForecastSettings) -> Result<Tensor> {
+    if let Some(law) = network.law(batch, true)? {
+        return Ok(law.nll(batch));
+    }
+    let ys = network.forecast(batch, true)?;
+    Ok(if settings.quantiles.is_empty() {
         settings.train.loss.of(&ys.squeeze_dim(2), &batch.target)
     } else {
-        pinball(ys, &batch.target, &settings.quantiles)
-    }
+        pinball(&ys, &batch.target, &settings.quantiles)
+    })
 }
 
 /// The windows of an epoch: all in a random order, or `most` that are drawn, so that no list grows with the table.

@@ -21,6 +21,7 @@ use super::panel::{Panel, Series};
 use super::score::{Means, Scores};
 use super::stamps::Clock;
 use super::windows::{Batch, Place, Scale, Store, Windows};
+use crate::distributions::Distribution;
 
 /// What prediction needs beside the weights; saved in each checkpoint as `preprocess.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +47,9 @@ pub struct Pipeline {
     pub season: i64,
     /// Quantiles that it forecasts; none: the mean.
     pub quantiles: Vec<f64>,
+    /// The distribution that it forecasts; the quantiles are its, and its mean stands behind them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distribution: Option<Distribution>,
     /// How covariates become numbers.
     pub encoders: Encoders,
     /// What each series is standardised by.
@@ -67,7 +71,18 @@ pub struct Scaled {
 impl Pipeline {
     /// Forecasts per step and channel.
     pub fn outputs(&self) -> i64 {
-        self.quantiles.len().max(1) as i64
+        let mean = i64::from(self.distribution.is_some());
+        (self.quantiles.len() as i64 + mean).max(1)
+    }
+
+    /// Which of them is the point forecast: the mean, or the median of quantiles.
+    pub fn point(&self) -> i64 {
+        let median = |q: &f64| (q - 0.5).abs() < f64::EPSILON;
+        let at = match self.distribution {
+            Some(_) => Some(self.quantiles.len()),
+            None => self.quantiles.iter().position(median),
+        };
+        at.unwrap_or(0) as i64
     }
 
     /// The network, its parameters under `vs`.
@@ -75,7 +90,13 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Config`] naming the field that is out of range.
     pub fn network(&self, vs: &VarStore) -> Result<Network> {
-        Network::build(&self.preset, &self.config, self.outputs(), &vs.root())
+        Network::build(
+            &self.preset,
+            &self.config,
+            self.distribution,
+            &self.quantiles,
+            &vs.root(),
+        )
     }
 
     const fn sizes(&self) -> [i64; 2] {
@@ -84,7 +105,11 @@ impl Pipeline {
 
     /// Reads `table` on the run's grid.
     fn panel(&self, table: &Table) -> Result<Panel> {
-        self.same_clock(Panel::like(table, &self.data, self.step)?, table)
+        let panel = self.same_clock(Panel::like(table, &self.data, self.step)?, table)?;
+        if let Some(distribution) = self.distribution {
+            distribution.check(&panel, table)?;
+        }
+        Ok(panel)
     }
 
     fn same_clock(&self, panel: Panel, table: &Table) -> Result<Panel> {
@@ -144,16 +169,16 @@ pub(super) fn evaluate(
     each: &mut dyn FnMut(&Batch, &Tensor) -> Result<()>,
 ) -> Result<Scores> {
     let _no_grad = tch::no_grad_guard();
-    let mut scores = Scores::new(
-        &pipeline.data.target,
-        &pipeline.quantiles,
-        pipeline.season,
-        pipeline.horizon,
-    );
+    let mut scores = Scores::new(pipeline);
     for numbers in windows.chunks(batch) {
         let batch = store.batch(&windows.places(&numbers));
-        let ys = network.forecast(&batch, false)?;
-        scores.add(&batch, &ys)?;
+        let law = network.law(&batch, false)?;
+        let ys = match &law {
+            Some(law) => law.outputs(&pipeline.quantiles, &batch),
+            None => network.forecast(&batch, false)?,
+        };
+        let nll = law.map(|law| law.nll(&batch).double_value(&[]));
+        scores.add(&batch, &ys, nll)?;
         each(&batch, &ys)?;
     }
     scores.checked("table")
@@ -436,12 +461,7 @@ impl Fitted {
             )
         };
         let mut found = Vec::new();
-        let mut all = Scores::new(
-            &pipeline.data.target,
-            &pipeline.quantiles,
-            pipeline.season,
-            pipeline.horizon,
-        );
+        let mut all = Scores::new(pipeline);
         for number in (0..origins).rev() {
             let origin = stride
                 .checked_mul(number)
@@ -473,8 +493,9 @@ impl Fitted {
                 &store,
                 &windows,
                 BATCH,
-                &mut |batch, ys| all.add(batch, ys),
+                &mut |_, _| Ok(()),
             )?;
+            all.join(&scores);
             found.push((panel.step_text(origin), scores));
         }
         let early = (0..origins)
@@ -551,7 +572,7 @@ pub fn forecast_columns(
         .map(|output| raw(&ys.select(2, output)))
         .collect();
     let came = targets.then(|| raw(&batch.target));
-    let middle = Scores::middle(&pipeline.quantiles) as usize;
+    let middle = pipeline.point() as usize;
     for (channel, name) in pipeline.data.target.iter().enumerate() {
         if let Some(came) = &came {
             columns.push((name.clone(), column(came, channel)?));

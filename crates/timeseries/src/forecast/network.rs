@@ -1,20 +1,23 @@
 //! Any forecaster behind one door, with as many forecasts per step as there are quantiles.
 
 use densely_core::registry::parse_config;
-use densely_core::{Result, tch};
+use densely_core::{Error, Result, tch};
 use serde_json::Value;
 use tch::nn::Path;
 use tch::{Kind, Tensor};
 
+use super::law::Law;
 use super::windows::Batch;
+use crate::distributions::Distribution;
 use crate::fit::{self, Forecaster};
+use crate::patch_tsmixer::{PatchTsMixer, PatchTsMixerConfig};
 use crate::tsmixer_ext::{Inputs, TsMixerExt, TsMixerExtConfig};
 
 /// A network that forecasts windows.
 #[derive(Debug)]
 pub struct Network {
     body: Body,
-    outputs: i64,
+    quantiles: Vec<f64>,
 }
 
 #[derive(Debug)]
@@ -23,30 +26,61 @@ enum Body {
     Plain(Box<dyn Forecaster>),
     /// With covariates.
     Ext(Box<TsMixerExt>),
+    /// Parameters of a distribution.
+    Law(Box<PatchTsMixer>, Distribution),
 }
 
 impl Network {
-    /// Builds `preset` from its whole config, whose head gives `outputs` values per step and channel.
+    /// Builds `preset` from its whole config, whose head gives the parameters of a distribution, the quantiles, or with neither a value, for
+    /// each step and channel.
     ///
     /// # Errors
-    /// [`Error::Config`](densely_core::Error::Config) naming the field that is out of range.
-    pub fn build(preset: &str, config: &Value, outputs: i64, vs: &Path) -> Result<Self> {
-        let body = if preset == "tsmixer-ext" {
+    /// [`Error::Config`] naming the field that is out of range.
+    pub fn build(
+        preset: &str,
+        config: &Value,
+        distribution: Option<Distribution>,
+        quantiles: &[f64],
+        vs: &Path,
+    ) -> Result<Self> {
+        let body = if let Some(distribution) = distribution {
+            let config = parse_config::<PatchTsMixerConfig>(config)?;
+            Body::Law(Box::new(config.build(vs)?), distribution)
+        } else if preset == "tsmixer-ext" {
             Body::Ext(Box::new(
                 parse_config::<TsMixerExtConfig>(config)?.build(vs)?,
             ))
         } else {
             Body::Plain(fit::build(preset, config, vs)?)
         };
-        Ok(Self { body, outputs })
+        Ok(Self {
+            body,
+            quantiles: quantiles.to_vec(),
+        })
     }
 
-    /// Forecasts on the standardised scale, `[batch, horizon, outputs, channels]`; in evaluation the outputs ascend, since quantiles do.
+    /// What the distribution head says; `None` of a network without one.
+    pub(super) fn law(&self, batch: &Batch, train: bool) -> Result<Option<Law>> {
+        let Body::Law(model, distribution) = &self.body else {
+            return Ok(None);
+        };
+        let outputs = model.forward(&distribution.past(batch), None, None, train)?;
+        Law::new(*distribution, outputs).map(Some)
+    }
+
+    /// Forecasts on the standardised scale, `[batch, horizon, outputs, channels]`: the quantiles, and behind them the mean of a distribution;
+    /// with neither a value. In evaluation quantiles ascend.
     ///
     /// # Errors
-    /// [`Error::Shape`](densely_core::Error::Shape) for windows of another size than the model's.
+    /// [`Error::Shape`] for windows of another size than the model's.
     pub fn forecast(&self, batch: &Batch, train: bool) -> Result<Tensor> {
         let ys = match &self.body {
+            Body::Law(..) => {
+                let law = self.law(batch, train)?;
+                return law
+                    .map(|law| law.outputs(&self.quantiles, batch))
+                    .ok_or_else(|| Error::config("distribution", "is not of the network"));
+            }
             Body::Plain(model) => model.forecast(&batch.past, train)?,
             Body::Ext(model) => {
                 let past = match &batch.covariates {
@@ -63,8 +97,9 @@ impl Network {
             }
         };
         let size = ys.size(); // [batch, horizon · outputs, channels]
-        let ys = ys.reshape([size[0], size[1] / self.outputs, self.outputs, size[2]]);
-        Ok(if train || self.outputs == 1 {
+        let outputs = self.quantiles.len().max(1) as i64;
+        let ys = ys.reshape([size[0], size[1] / outputs, outputs, size[2]]);
+        Ok(if train || outputs == 1 {
             ys
         } else {
             ys.sort(2, false).0

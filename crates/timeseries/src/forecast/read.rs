@@ -65,7 +65,8 @@ fn series(
         .as_deref()
         .map(stamps::zone)
         .transpose()?;
-    let mut stamps = stamps::read(table, &time, settings.time_zone.as_deref())?;
+    let zone_name = settings.time_zone.as_deref();
+    let mut stamps = stamps::read(table, &time, &settings.time_parts, zone_name)?;
     notes.append(&mut stamps.notes);
     let mut rows = group(table, &settings.series_id)?;
     sort(&mut rows, &mut stamps, &mut notes);

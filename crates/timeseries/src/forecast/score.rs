@@ -4,6 +4,7 @@ use densely_core::{Error, Result};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use super::fitted::Pipeline;
 use super::network::pinball;
 use super::windows::Batch;
 use crate::linear::seasonal_naive;
@@ -14,6 +15,8 @@ pub struct Scores {
     targets: Vec<String>,
     quantiles: Vec<f64>,
     season: i64,
+    /// Which of the outputs is the point forecast.
+    point: i64,
     /// Windows so far.
     pub windows: i64,
     /// Absolute and squared errors, of the model and of the naive forecast; `[horizon, channels]` each, in the targets' units.
@@ -23,6 +26,8 @@ pub struct Scores {
     /// Targets at or below each quantile's forecast.
     below: Vec<f64>,
     pinball: f64,
+    /// Of a distribution, the negative log-likelihood.
+    nll: Option<f64>,
 }
 
 /// Means over windows and steps.
@@ -39,35 +44,46 @@ pub struct Means {
 }
 
 impl Scores {
-    pub(super) fn new(targets: &[String], quantiles: &[f64], season: i64, horizon: i64) -> Self {
-        let zeros = || Tensor::zeros([horizon, targets.len() as i64], (Kind::Double, Device::Cpu));
+    pub(super) fn new(pipeline: &Pipeline) -> Self {
+        let targets = &pipeline.data.target;
+        let size = [pipeline.horizon, targets.len() as i64];
+        let zeros = || Tensor::zeros(size, (Kind::Double, Device::Cpu));
         Self {
-            targets: targets.to_vec(),
-            quantiles: quantiles.to_vec(),
-            season,
+            targets: targets.clone(),
+            quantiles: pipeline.quantiles.clone(),
+            season: pipeline.season,
+            point: pipeline.point(),
             windows: 0,
             raw: std::array::from_fn(|_| zeros()),
             scaled: std::array::from_fn(|_| zeros()),
-            below: vec![0.0; quantiles.len()],
+            below: vec![0.0; pipeline.quantiles.len()],
             pinball: 0.0,
+            nll: pipeline.distribution.map(|_| 0.0),
         }
     }
 
-    /// Which of the outputs is the point forecast.
-    pub fn middle(quantiles: &[f64]) -> i64 {
-        quantiles
-            .iter()
-            .position(|q| (q - 0.5).abs() < f64::EPSILON)
-            .unwrap_or(0) as i64
+    /// Adds the windows of `other`, which are of the same pipeline.
+    pub(super) fn join(&mut self, other: &Self) {
+        for (own, others) in [
+            (&mut self.raw, &other.raw),
+            (&mut self.scaled, &other.scaled),
+        ] {
+            own.iter_mut()
+                .zip(others)
+                .for_each(|(own, other)| *own += other);
+        }
+        let below = self.below.iter_mut().zip(&other.below);
+        below.for_each(|(own, other)| *own += other);
+        self.pinball += other.pinball;
+        self.nll = self.nll.zip(other.nll).map(|(own, other)| own + other);
+        self.windows += other.windows;
     }
 
-    /// Adds the windows of a batch with their forecasts `[batch, horizon, outputs, channels]`.
-    pub(super) fn add(&mut self, batch: &Batch, ys: &Tensor) -> Result<()> {
+    /// Adds the windows of a batch with their forecasts `[batch, horizon, outputs, channels]` and their negative log-likelihood.
+    pub(super) fn add(&mut self, batch: &Batch, ys: &Tensor, nll: Option<f64>) -> Result<()> {
         let horizon = batch.target.size()[1];
         let target = batch.target.to_kind(Kind::Double);
-        let point = ys
-            .select(2, Self::middle(&self.quantiles))
-            .to_kind(Kind::Double);
+        let point = ys.select(2, self.point).to_kind(Kind::Double);
         let naive = seasonal_naive(&batch.past, self.season, horizon)?.to_kind(Kind::Double);
         let (error, naive) = ((point - &target).abs(), (naive - &target).abs());
         for (at, error) in [&error, &error.square(), &naive, &naive.square()]
@@ -88,7 +104,9 @@ impl Scores {
         }
         let count = target.size()[0];
         if !self.quantiles.is_empty() {
-            let ys = ys.to_kind(Kind::Double);
+            let ys = ys
+                .narrow(2, 0, self.quantiles.len() as i64)
+                .to_kind(Kind::Double);
             self.pinball += pinball(&ys, &target, &self.quantiles).double_value(&[]) * count as f64;
             for (at, below) in self.below.iter_mut().enumerate() {
                 *below += target
@@ -97,6 +115,7 @@ impl Scores {
                     .double_value(&[]);
             }
         }
+        self.nll = self.nll.zip(nll).map(|(sum, nll)| sum + nll * count as f64);
         self.windows += count;
         Ok(())
     }
@@ -151,10 +170,16 @@ impl Scores {
         (!self.quantiles.is_empty()).then(|| self.pinball / self.windows as f64)
     }
 
-    /// What a fit chooses its epoch by: pinball loss, else the mean squared or absolute error.
+    /// Negative log-likelihood of a distribution, nats per value on the standardised scale; of counts as they are.
+    pub fn nll(&self) -> Option<f64> {
+        Some(self.nll? / self.windows as f64)
+    }
+
+    /// What a fit chooses its epoch by: the likelihood, the pinball loss, else the mean squared or absolute error.
     pub(super) fn score(&self, mae: bool) -> f64 {
         let means = self.standardised();
-        self.pinball()
+        self.nll()
+            .or_else(|| self.pinball())
             .unwrap_or(if mae { means.mae } else { means.mse })
     }
 
@@ -190,6 +215,7 @@ impl Scores {
             "standardised": { "mse": all.mse, "mae": all.mae, "naive_mse": all.naive_mse, "naive_mae": all.naive_mae },
             "targets": targets,
             "pinball": self.pinball(),
+            "nll": self.nll(),
             "coverage": coverage,
         })
     }

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::columns::TableSettings;
 use super::encode::Encoders;
-use crate::fit::{ModelSettings, TrainSettings};
+use crate::distributions::Distribution;
+use crate::fit::{Loss, ModelSettings, TrainSettings};
 use crate::models::PRESETS;
 use crate::tsmixer_ext::TsMixerExtConfig;
 
@@ -30,9 +31,12 @@ pub struct ForecastSettings {
     /// Share of the time, the newest, to test on.
     #[serde(default = "test")]
     pub test: f64,
-    /// Quantiles to forecast, ascending, 0.5 among them; none: the mean.
+    /// Quantiles to forecast, ascending, 0.5 among them unless there is a distribution; none: the mean.
     #[serde(default)]
     pub quantiles: Vec<f64>,
+    /// Distribution to forecast, by its likelihood; its mean is the point forecast.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distribution: Option<Distribution>,
     /// Seconds after which training ends with the best epoch so far; 0 is no limit.
     #[serde(default)]
     pub time_budget: f64,
@@ -96,6 +100,7 @@ impl ForecastSettings {
             valid: valid(),
             test: test(),
             quantiles: Vec::new(),
+            distribution: None,
             time_budget: 0.0,
             epoch_windows: epoch_windows(),
             data: TableSettings::default(),
@@ -136,7 +141,12 @@ impl ForecastSettings {
             );
             return Err(Error::config("quantiles", reason));
         }
+        if self.distribution.is_some() && self.train.loss != Loss::default() {
+            let reason = "a distribution is trained by its likelihood; leave `train.loss` as it is";
+            return Err(Error::config("train.loss", reason));
+        }
         if !self.quantiles.is_empty()
+            && self.distribution.is_none()
             && !self
                 .quantiles
                 .iter()
@@ -159,17 +169,30 @@ pub(super) struct Shape<'a> {
     pub horizon: i64,
     pub channels: i64,
     pub outputs: i64,
+    pub distribution: Option<Distribution>,
     pub series: usize,
     pub windows: i64,
     pub encoders: &'a Encoders,
 }
 
+/// The preset whose head may be a distribution.
+const DISTRIBUTIONS: &str = "patchtsmixer-forecast";
+
 /// Windows below which a network has too little to learn from.
 const FEW: i64 = 500;
 
 /// The preset for such data, and why.
-pub(super) fn choose(shape: &Shape) -> (&'static str, String) {
-    if !shape.encoders.is_empty() {
+///
+/// # Errors
+/// [`Error::Config`] when no preset has all that is asked for.
+pub(super) fn choose(shape: &Shape) -> Result<(&'static str, String)> {
+    Ok(if shape.distribution.is_some() {
+        if !shape.encoders.is_empty() {
+            let reason = "covariates, statics and the calendar are read by tsmixer-ext, which has no distribution head; leave them away, or take `--quantiles` instead of `--distribution`";
+            return Err(Error::config("distribution", reason));
+        }
+        (DISTRIBUTIONS, "the one with a distribution head".to_owned())
+    } else if !shape.encoders.is_empty() {
         ("tsmixer-ext", "the one that reads covariates".to_owned())
     } else if shape.windows < FEW || shape.lookback < 8 {
         (
@@ -189,7 +212,7 @@ pub(super) fn choose(shape: &Shape) -> (&'static str, String) {
             "patchtsmixer-forecast",
             "one map for every series".to_owned(),
         )
-    }
+    })
 }
 
 /// The whole config of a preset for data of this shape: what the user set, the sizes, and for the rest values for tables of middle size,
@@ -216,6 +239,24 @@ pub(super) fn config(model: &ModelSettings, shape: &Shape) -> Result<Value> {
         _ => json!({}),
     };
     let mut fields = model.config.clone();
+    if let Some(distribution) = shape.distribution {
+        if model.preset != DISTRIBUTIONS {
+            let reason = format!(
+                "the model `{}` has no distribution head; {DISTRIBUTIONS} has one, and every model forecasts `--quantiles`",
+                model.preset
+            );
+            return Err(Error::config("distribution", reason));
+        }
+        let field = "distribution_output".to_owned();
+        if fields.insert(field, distribution.name().into()).is_some() {
+            let reason = "is set by `distribution` and must not stand here";
+            return Err(Error::config("model.config.distribution_output", reason));
+        }
+        if distribution == Distribution::NegativeBinomial {
+            // Counts are not shifted.
+            fields.entry("scaling").or_insert_with(|| "mean".into());
+        }
+    }
     for (field, value) in ours.as_object().into_iter().flatten() {
         fields.entry(field.clone()).or_insert_with(|| value.clone());
     }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use chrono::{DateTime, LocalResult, NaiveDateTime, Offset, TimeZone};
+use chrono::{DateTime, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone};
 use chrono_tz::Tz;
 use densely_core::{Error, Result};
 use densely_data::table::{MISSING, Table, Values, parse_time};
 use serde::{Deserialize, Serialize};
+
+use super::columns::quoted;
 
 pub(super) const HOUR: i64 = 3_600_000_000;
 pub(super) const DAY: i64 = 24 * HOUR;
@@ -83,12 +85,78 @@ const YEARS: std::ops::Range<i64> = -719_162 * DAY..2_932_897 * DAY;
 /// # Errors
 /// [`Error::Data`] naming the row of a time that is missing, cannot be read or has an impossible year, and rows with and without an
 /// offset.
-pub(super) fn read(table: &Table, name: &str, zone: Option<&str>) -> Result<Stamps> {
-    let stamps = read_any(table, name, zone)?;
+pub(super) fn read(
+    table: &Table,
+    name: &str,
+    parts: &[String],
+    zone: Option<&str>,
+) -> Result<Stamps> {
+    let stamps = if parts.is_empty() {
+        read_any(table, name, zone)?
+    } else {
+        from_parts(table, parts, zone)?
+    };
     match stamps.micros.iter().position(|time| !YEARS.contains(time)) {
         None => Ok(stamps),
         Some(row) => Err(table.error(name, row, "the year is none of 1 to 9999; mend the time")),
     }
+}
+
+/// What the columns of a time in parts hold, the largest first, and the range of each.
+const PARTS: [(&str, std::ops::RangeInclusive<i64>); 6] = [
+    ("year", 1..=9999),
+    ("month", 1..=12),
+    ("day", 1..=31),
+    ("hour", 0..=23),
+    ("minute", 0..=59),
+    ("second", 0..=59),
+];
+
+/// Puts times together from columns of whole numbers.
+fn from_parts(table: &Table, parts: &[String], zone: Option<&str>) -> Result<Stamps> {
+    if !(2..=PARTS.len()).contains(&parts.len()) {
+        let reason = format!(
+            "must be two to six columns, with year, month, day, hour, minute and second in this order; got {}",
+            parts.len()
+        );
+        return Err(Error::config("time_parts", reason));
+    }
+    // As texts, since many files write months as 01.
+    let columns: Vec<(Vec<u32>, Vec<String>)> = parts
+        .iter()
+        .map(|name| table.texts(name))
+        .collect::<Result<_>>()?;
+    let time = |row: usize| -> Result<i64> {
+        let mut whole = [1, 1, 1, 0, 0, 0];
+        for (at, (name, (codes, texts))) in parts.iter().zip(&columns).enumerate() {
+            let (what, range) = &PARTS[at];
+            let text = texts.get(codes[row] as usize).ok_or_else(|| {
+                table.error(name, row, format!("the {what} of the time is missing"))
+            })?;
+            let value = text.parse().ok().filter(|value| range.contains(value));
+            whole[at] = value.ok_or_else(|| {
+                let reason = format!(
+                    "`{text}` is no {what}, a whole number from {} to {}; the columns of a time are year, month, day, hour, minute and second in this order",
+                    range.start(),
+                    range.end()
+                );
+                table.error(name, row, reason)
+            })?;
+        }
+        let [year, month, day, hour, minute, second] = whole;
+        let date = NaiveDate::from_ymd_opt(year as i32, month as u32, day as u32);
+        let date = date.ok_or_else(|| {
+            let reason = format!("there is no day {day} in month {month} of {year}");
+            table.error(&parts[parts.len().min(3) - 1], row, reason)
+        })?;
+        let midnight = date.and_time(NaiveTime::MIN).and_utc().timestamp_micros();
+        Ok(midnight + hour * HOUR + (minute * 60 + second) * (HOUR / 3600))
+    };
+    Ok(Stamps {
+        micros: (0..table.row_count()).map(time).collect::<Result<_>>()?,
+        clock: zone.map_or(Clock::Plain, |zone| Clock::Zone(zone.to_owned())),
+        notes: vec![format!("times are put together from {}", quoted(parts))],
+    })
 }
 
 fn read_any(table: &Table, name: &str, zone: Option<&str>) -> Result<Stamps> {
@@ -99,6 +167,17 @@ fn read_any(table: &Table, name: &str, zone: Option<&str>) -> Result<Stamps> {
         Values::Time(times) => {
             if let Some(row) = times.iter().position(|time| *time == i64::MIN) {
                 return missing(row);
+            }
+            if let Some(kept) = table.zone(name) {
+                if zone.is_some() {
+                    let reason = format!(
+                        "the file keeps the zone `{kept}` with its times, which are universal time; leave `--time-zone` away"
+                    );
+                    return Err(Error::column(table.path(), name, reason));
+                }
+                notes.push(format!(
+                    "column `{name}` has the zone `{kept}` in the file: its times are read and written as universal time"
+                ));
             }
             let clock = zone.map_or(Clock::Plain, |zone| Clock::Zone(zone.to_owned()));
             Ok(Stamps {

@@ -11,6 +11,7 @@ use densely_timeseries::forecast::{
 use densely_train::metrics::Metric;
 use densely_train::plot::{self, Axes, Band, Series};
 use densely_train::report::{self, Report, Score, Section};
+use densely_train::run::ResumeFrom;
 use serde_json::{Value, json};
 use toml::Table as Toml;
 
@@ -33,9 +34,9 @@ pub(crate) struct Fit {
     /// Folder for the run; `runs/<name of the table>` when left out.
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Column with the time; found when there is exactly one.
-    #[arg(long)]
-    time: Option<String>,
+    /// Column with the time; found when there is exactly one. Several, as in year,month,day,hour, are put together.
+    #[arg(long, value_delimiter = ',', value_name = "COLUMNS")]
+    time: Vec<String>,
     /// Columns that tell the series apart: the table is long.
     #[arg(long, value_delimiter = ',', value_name = "COLUMNS")]
     series_id: Vec<String>,
@@ -78,6 +79,9 @@ pub(crate) struct Fit {
     /// Quantiles to forecast, such as 0.1,0.5,0.9; the mean when left out.
     #[arg(long, value_delimiter = ',', value_name = "QUANTILES")]
     quantiles: Vec<f64>,
+    /// Forecast a distribution by its likelihood: its mean and the quantiles (0.1, 0.5, 0.9 when left out). For counts `negative_binomial`.
+    #[arg(long, value_parser = ["student_t", "normal", "negative_binomial"])]
+    distribution: Option<String>,
     /// Model: tsmixer, tsmixer-ext, patchtsmixer-forecast, dlinear, nlinear; chosen by the data when left out.
     #[arg(long, default_value = forecast::AUTO, hide_default_value = true)]
     model: String,
@@ -119,33 +123,77 @@ pub(super) fn run(arguments: &Fit, common: &Common) -> Result<()> {
     let resume = arguments.resume.from()?;
     let mut prepared = Prepared::new(&Table::open(&arguments.table)?, &settings, device)?;
     prepared.notes.splice(0..0, said);
-    say(&prepared.notes, common);
-    if !common.quiet {
-        eprintln!(
-            "{}; windows of {} + {} steps: {} train, {} valid, {} test",
-            shape(&prepared),
-            prepared.pipeline.lookback,
-            prepared.pipeline.horizon,
-            prepared.train.len(),
-            prepared.valid.len(),
-            prepared.test.len(),
-        );
-    }
-    let seed = common.seed.unwrap_or(0);
-    let options = FitOptions {
-        folder: &folder,
+    let job = Job {
+        title: None,
+        prepared: &prepared,
         table: &arguments.table,
-        seed,
-        resume,
     };
-    let mut watch = Watch::new(seed, &folder, common);
-    let outcome = forecast::fit(&prepared, &options, &mut |event| watch.see(event))?;
-    watch.finish();
-    let test = write_predictions(&prepared, &outcome, &folder)?;
-    let plots = plots(&prepared, &outcome, &folder)?;
-    write_report(arguments, &prepared, &outcome, &test, &folder, seed)?;
-    print(&prepared, &outcome, &test, &folder, &plots, common);
+    job.describe(common);
+    let fitted = job.run(&folder, common.seed.unwrap_or(0), resume, common)?;
+    print(&prepared, &fitted, &folder, common);
     Ok(())
+}
+
+/// What is fitted.
+pub(crate) struct Job<'a> {
+    /// Above the report; model and table when left out.
+    pub(crate) title: Option<&'a str>,
+    pub(crate) prepared: &'a Prepared,
+    pub(crate) table: &'a Path,
+}
+
+/// What came of a seed.
+pub(crate) struct Fitted {
+    pub(crate) outcome: Outcome,
+    pub(crate) test: Scores,
+    pub(crate) plots: Vec<PathBuf>,
+}
+
+impl Job<'_> {
+    /// Says what was found and chosen, before training.
+    pub(crate) fn describe(&self, common: &Common) {
+        let prepared = self.prepared;
+        say(&prepared.notes, common);
+        if !common.quiet {
+            eprintln!(
+                "{}; windows of {} + {} steps: {} train, {} valid, {} test",
+                shape(prepared),
+                prepared.pipeline.lookback,
+                prepared.pipeline.horizon,
+                prepared.train.len(),
+                prepared.valid.len(),
+                prepared.test.len(),
+            );
+        }
+    }
+
+    /// Trains one seed in `folder` and writes predictions, plots and report.
+    pub(crate) fn run(
+        &self,
+        folder: &Path,
+        seed: u64,
+        resume: Option<ResumeFrom>,
+        common: &Common,
+    ) -> Result<Fitted> {
+        let options = FitOptions {
+            folder,
+            table: self.table,
+            seed,
+            resume,
+        };
+        let mut watch = Watch::new(seed, folder, common);
+        let outcome = forecast::fit(self.prepared, &options, &mut |event| watch.see(event))?;
+        watch.finish();
+        let test = write_predictions(self.prepared, &outcome, folder)?;
+        let plots = plots(self.prepared, &outcome, folder)?;
+        let fitted = Fitted {
+            outcome,
+            test,
+            plots,
+        };
+        write_report(self, &fitted, folder, seed)?;
+        Ok(fitted)
+    }
 }
 
 impl Fit {
@@ -154,7 +202,11 @@ impl Fit {
         let mut said = Vec::new();
         let mut settings = ForecastSettings::new(self.horizon);
         let data = &mut settings.data;
-        data.time.clone_from(&self.time);
+        match self.time.as_slice() {
+            [] => {}
+            [whole] => data.time = Some(whole.clone()),
+            parts => data.time_parts = parts.to_vec(),
+        }
         data.series_id.clone_from(&self.series_id);
         data.target.clone_from(&self.target);
         data.past.clone_from(&self.past);
@@ -171,7 +223,15 @@ impl Fit {
         settings.test = self.test;
         settings.quantiles.clone_from(&self.quantiles);
         settings.quantiles.sort_by(f64::total_cmp);
-        if !self.quantiles.is_empty() && !self.quantiles.contains(&0.5) {
+        if self.distribution.is_some() {
+            if self.quantiles.is_empty() {
+                settings.quantiles = vec![0.1, 0.5, 0.9];
+                said.push(
+                    "quantiles 0.1, 0.5 and 0.9 of the distribution (`--quantiles` takes others)"
+                        .to_owned(),
+                );
+            }
+        } else if !self.quantiles.is_empty() && !self.quantiles.contains(&0.5) {
             settings.quantiles.push(0.5);
             settings.quantiles.sort_by(f64::total_cmp);
             said.push("quantile 0.5 joins the others: it is the point forecast".to_owned());
@@ -186,6 +246,9 @@ impl Fit {
         let mut toml = Toml::try_from(&settings).map_err(|e| wrong(e.to_string()))?;
         if !self.calendar.is_empty() {
             recipe::set(&mut toml, &format!("data.calendar={:?}", self.calendar))?;
+        }
+        if let Some(distribution) = &self.distribution {
+            recipe::set(&mut toml, &format!("distribution={distribution:?}"))?;
         }
         if let Some(lr) = self.lr {
             recipe::set(&mut toml, &format!("train.optimizer.lr={lr:?}"))?;
@@ -267,7 +330,7 @@ fn plots(prepared: &Prepared, outcome: &Outcome, folder: &Path) -> Result<Vec<Pa
             };
             let past = &sample.past[channel];
             let shown = past.len().min(2 * pipeline.horizon as usize);
-            let middle = Scores::middle(&pipeline.quantiles) as usize;
+            let middle = pipeline.point() as usize;
             let lines = [
                 line("past", &past[past.len() - shown..], 1 - shown as i64),
                 line("what came", &sample.came[channel], 1),
@@ -307,18 +370,12 @@ fn plots(prepared: &Prepared, outcome: &Outcome, folder: &Path) -> Result<Vec<Pa
     Ok(plots)
 }
 
-fn write_report(
-    arguments: &Fit,
-    prepared: &Prepared,
-    outcome: &Outcome,
-    test: &Scores,
-    folder: &Path,
-    seed: u64,
-) -> Result<()> {
+fn write_report(job: &Job, fitted: &Fitted, folder: &Path, seed: u64) -> Result<()> {
+    let (prepared, outcome, test) = (job.prepared, &fitted.outcome, &fitted.test);
     let pipeline = &prepared.pipeline;
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let mut facts = vec![
-        fact("table", arguments.table.display().to_string()),
+        fact("table", job.table.display().to_string()),
         fact("series", shape(prepared)),
         fact("step", pipeline.step.text()),
         fact("model", pipeline.preset.clone()),
@@ -342,6 +399,13 @@ fn write_report(
             format!("{:.1}", outcome.seconds),
         ),
     ];
+    if let (Some(distribution), Some(nll)) = (pipeline.distribution, test.nll()) {
+        let text = format!(
+            "{}: negative log-likelihood {nll:.4} nats per value on the test windows",
+            distribution.name()
+        );
+        facts.push(fact("distribution", text));
+    }
     if let Some(peak) = outcome.peak_mb {
         facts.push(fact(
             "peak memory of the last process",
@@ -401,7 +465,10 @@ fn write_report(
     let mut notes = prepared.notes.clone();
     notes.push("Results above are means over all windows, steps and series, on the scale on which the training steps of each series have mean 0 and standard deviation 1.".to_owned());
     let report = Report {
-        title: format!("{} on {}", pipeline.preset, arguments.table.display()),
+        title: job.title.map_or_else(
+            || format!("{} on {}", pipeline.preset, job.table.display()),
+            str::to_owned,
+        ),
         facts,
         scores: [part("validation", &outcome.valid), part("test", test)].concat(),
         sections,
@@ -410,14 +477,12 @@ fn write_report(
     report::write(folder, &report).map(|_| ())
 }
 
-fn print(
-    prepared: &Prepared,
-    outcome: &Outcome,
-    test: &Scores,
-    folder: &Path,
-    plots: &[PathBuf],
-    common: &Common,
-) {
+fn print(prepared: &Prepared, fitted: &Fitted, folder: &Path, common: &Common) {
+    let Fitted {
+        outcome,
+        test,
+        plots,
+    } = fitted;
     if common.json {
         let summary: Value = json!({
             "run": folder,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use densely_core::{Result, fs};
+use densely_data::stream::TextFormat;
 use densely_data::write::{Format, Writer};
 use densely_data::{Table, write_columns};
 use densely_timeseries::forecast::Fitted;
@@ -11,17 +12,19 @@ use serde_json::json;
 use super::say;
 use crate::Common;
 
-/// What stands for standard output.
+/// What stands for standard input and output.
 const STANDARD: &str = "-";
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example: densely forecast predict runs/sales sales.csv --known-future promotions.csv --out next.csv"
+    after_help = "Example: densely forecast predict runs/sales sales.csv --known-future promotions.csv --out next.csv\n\
+                  Through pipes: zcat sales.csv.gz | densely forecast predict runs/sales - > next.csv"
 )]
 pub(crate) struct Predict {
     /// Run folder of a fit.
     run: PathBuf,
-    /// Table with the history, the columns being those of the fit; rows behind the last target may tell the known columns' future.
+    /// Table with the history, the columns being those of the fit; rows behind the last target may tell the known columns' future. `-` reads text from
+    /// standard input.
     table: PathBuf,
     /// Table with the future of the known columns: series, time and these columns.
     #[arg(long, value_name = "FILE")]
@@ -29,6 +32,9 @@ pub(crate) struct Predict {
     /// CSV, TSV or Parquet file to write; `-` is standard output, as CSV.
     #[arg(long, default_value = STANDARD)]
     out: PathBuf,
+    /// Format of standard input.
+    #[arg(long, default_value = "csv", value_parser = ["csv", "tsv"])]
+    input_format: String,
 }
 
 pub(super) fn run(arguments: &Predict, common: &Common) -> Result<()> {
@@ -40,7 +46,15 @@ pub(super) fn run(arguments: &Predict, common: &Common) -> Result<()> {
         Format::of(&arguments.out)?;
     }
     let fitted = Fitted::open(&arguments.run, common.device.open()?)?;
-    let table = Table::open(&arguments.table)?;
+    let table = if arguments.table == Path::new(STANDARD) {
+        let format = match arguments.input_format.as_str() {
+            "tsv" => TextFormat::Tsv,
+            _ => TextFormat::Csv,
+        };
+        Table::read(std::io::stdin(), Path::new("standard input"), format)?
+    } else {
+        Table::open(&arguments.table)?
+    };
     let future = future.map(Table::open).transpose()?;
     let forecasts = fitted.predict(&table, future.as_ref())?;
     say(&forecasts.notes, common);

@@ -26,7 +26,8 @@ struct Fitted {
 }
 
 pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Result<()> {
-    if recipe.compare.is_some() || recipe.tune.is_some() {
+    let compare: Option<toml::Table> = recipe.compare(&arguments.recipe)?;
+    if compare.is_some() || recipe.tune.is_some() {
         return Err(Error::config(
             "compare",
             "recipes of the domain timeseries have neither `compare` nor `tune`",
