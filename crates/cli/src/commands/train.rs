@@ -1,6 +1,6 @@
 //! `densely train`: a recipe, every seed of it.
 
-mod forecast;
+pub(super) mod forecast;
 
 use std::path::{Path, PathBuf};
 

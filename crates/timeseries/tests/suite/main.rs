@@ -10,3 +10,4 @@ mod m5;
 mod metrics;
 mod own_table;
 mod reconcile;
+mod tune;
