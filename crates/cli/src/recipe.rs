@@ -241,6 +241,23 @@ impl Recipe {
     }
 }
 
+impl Recipe {
+    /// `error` with what to do about it, where a file of the recipe's data set is not there.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match (error, self.data.get("dataset").and_then(Value::as_str)) {
+            (Error::Io { path, source }, Some(name))
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                let reason = format!(
+                    "{source}; it is of the data set `{name}`: `cargo xtask data get {name}` fetches it or says where it is to be had, and --data-dir names its folder"
+                );
+                Error::io(path)(std::io::Error::new(source.kind(), reason))
+            }
+            (error, _) => error,
+        }
+    }
+}
+
 /// TOML's words on one line, without the picture of the place.
 pub(crate) fn sentence(error: &toml::de::Error) -> String {
     let text = error.to_string();

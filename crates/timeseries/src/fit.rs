@@ -61,6 +61,10 @@ pub struct DataSettings {
     /// Steps of a season, for the naive forecast that stands beside.
     #[serde(default = "one")]
     pub season: i64,
+    /// Take the rows as equal steps in their order, also where their times are not equally far apart: the literature does so with Weather,
+    /// which lacks some times.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rows_as_steps: bool,
 }
 
 fn one() -> i64 {
@@ -294,7 +298,11 @@ impl Prepared {
     /// # Errors
     /// [`Error::Data`] and [`Error::Config`] that name the column, the row or the setting to blame.
     pub fn new(table: &Table, settings: &DataSettings, device: tch::Device) -> Result<Self> {
-        let panel = Panel::new(table, &settings.time, &settings.channels)?;
+        let panel = if settings.rows_as_steps {
+            Panel::in_order(table, &settings.time, &settings.channels)?
+        } else {
+            Panel::new(table, &settings.time, &settings.channels)?
+        };
         let parts = settings.blocks.parts(panel.len())?;
         let train = panel
             .values

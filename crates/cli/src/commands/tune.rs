@@ -107,7 +107,8 @@ impl Search<'_> {
         let space = tables::ranges(&self.tune, &base)?;
         let folder = &self.arguments.data_dir;
         let path = folder.join(&files.file);
-        let (_, prepared) = train::prepare(&files, folder, &mut base)?;
+        let (_, prepared) = train::prepare(&files, folder, &mut base)
+            .map_err(|error| self.recipe.explain(error))?;
         let metric = tables::metric(&self.tune, &base, prepared.task)?;
         let device = self.common.device.open()?;
         self.search(
@@ -137,7 +138,10 @@ impl Search<'_> {
         let folder = &self.arguments.data_dir;
         let path = folder.join(&files.file);
         let device = self.common.device.open()?;
-        let prepared = Prepared::new(&files.open(folder)?, &base.data, device)?;
+        let table = files.open(folder);
+        let table = table.map_err(|error| self.recipe.explain(error))?;
+        let prepared = Prepared::new(&table, &base.data, device)?;
+        drop(table);
         self.search(
             self.tune.plan(self.seed, metric, space, &base)?,
             |recipe, plan, trial, comment| {

@@ -9,5 +9,6 @@ mod linear;
 mod m5;
 mod metrics;
 mod own_table;
+mod recipes;
 mod reconcile;
 mod tune;

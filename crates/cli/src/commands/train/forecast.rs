@@ -42,7 +42,10 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     let (files, settings): (_, FitSettings) = recipe.fit_settings(&arguments.recipe)?;
     let path = arguments.data_dir.join(&files.file);
     let device = common.device.open()?;
-    let prepared = Prepared::new(&files.open(&arguments.data_dir)?, &settings.data, device)?;
+    let table = files.open(&arguments.data_dir);
+    let table = table.map_err(|error| recipe.explain(error))?;
+    let prepared = Prepared::new(&table, &settings.data, device)?;
+    drop(table);
     describe(&prepared, &settings, common);
     let out = arguments
         .out
