@@ -10,9 +10,7 @@ use densely_core::{Error, Result};
 use densely_data::dataset::Dataset;
 use densely_data::schema::Task;
 use densely_train::metrics::Metric;
-use densely_train::tune::{
-    self, Found, RangeSettings, Space, Study, Trial, TuneSettings, apply, to_json,
-};
+use densely_train::tune::{self, Found, RangeSettings, Study, Trial, TuneSettings, apply, to_json};
 use tch::Device;
 
 use crate::fit::{FitOptions, Prepared, fit};
@@ -36,11 +34,12 @@ pub fn ranges(tune: &TuneSettings, base: &FitSettings) -> Result<BTreeMap<String
     } else {
         tune.space.clone()
     };
-    Space::new(&ranges)?.check(&to_json(base)?, |settings: &FitSettings| {
-        settings.train.validate()?;
-        // Without data only the names and types of the model's fields can be checked.
-        settings.model.resolve(None, None, &[2], 1)?.validate()
-    })?;
+    tune.space(&ranges)?
+        .check(&to_json(base)?, |settings: &FitSettings| {
+            settings.train.validate()?;
+            // Without data only the names and types of the model's fields can be checked.
+            settings.model.resolve(None, None, &[2], 1)?.validate()
+        })?;
     Ok(ranges)
 }
 

@@ -5,9 +5,7 @@ use std::path::Path;
 
 use densely_core::{Error, Result};
 use densely_train::metrics::Metric;
-use densely_train::tune::{
-    self, Found, RangeSettings, Space, Study, Trial, TuneSettings, apply, to_json,
-};
+use densely_train::tune::{self, Found, RangeSettings, Study, Trial, TuneSettings, apply, to_json};
 use tch::Device;
 use tch::nn::VarStore;
 
@@ -34,13 +32,14 @@ pub fn ranges(tune: &TuneSettings, base: &FitSettings) -> Result<BTreeMap<String
         let reason = "the recipe names no settings to choose; write some into it, such as \"model.config.dropout\" = { choice = [0.1, 0.5] }";
         return Err(Error::config("tune.space", reason));
     }
-    Space::new(&tune.space)?.check(&to_json(base)?, |settings: &FitSettings| {
-        settings.train.validate()?;
-        // How many channels there are, only the table knows; nothing that may be chosen depends on it.
-        let (data, model) = (&settings.data, &settings.model);
-        let config = model.resolve(data.lookback, data.horizon, 1)?;
-        build(&model.preset, &config, &VarStore::new(Device::Cpu).root()).map(|_| ())
-    })?;
+    tune.space(&tune.space)?
+        .check(&to_json(base)?, |settings: &FitSettings| {
+            settings.train.validate()?;
+            // How many channels there are, only the table knows; nothing that may be chosen depends on it.
+            let (data, model) = (&settings.data, &settings.model);
+            let config = model.resolve(data.lookback, data.horizon, 1)?;
+            build(&model.preset, &config, &VarStore::new(Device::Cpu).root()).map(|_| ())
+        })?;
     Ok(tune.space.clone())
 }
 

@@ -71,10 +71,28 @@ impl TuneSettings {
         }
     }
 
+    /// The ranges as a space that the method can search.
+    ///
+    /// # Errors
+    /// Those of [`Space::new`]; for a grid those of [`Space::points`], and [`Error::Config`] for a `startup`.
+    pub fn space(&self, ranges: &BTreeMap<String, RangeSettings>) -> Result<Space> {
+        let space = Space::new(ranges)?;
+        if self.method == Method::Grid {
+            space.points()?;
+            if let Some(startup) = self.startup {
+                let reason = format!(
+                    "is for the method `tpe`: a grid draws nothing at random, got {startup}"
+                );
+                return Err(Error::config("tune.startup", reason));
+            }
+        }
+        Ok(space)
+    }
+
     /// What all trials share, with the ranges `space` and the settings `base`.
     ///
     /// # Errors
-    /// [`Error::Config`] for `startup` beside a grid, and for settings that have no form in JSON.
+    /// [`Error::Config`] for settings that have no form in JSON.
     pub fn plan(
         &self,
         seed: u64,
@@ -82,11 +100,6 @@ impl TuneSettings {
         space: BTreeMap<String, RangeSettings>,
         base: &impl Serialize,
     ) -> Result<Plan> {
-        if let (Method::Grid, Some(startup)) = (self.method, self.startup) {
-            let reason =
-                format!("is for the method `tpe`: a grid draws nothing at random, got {startup}");
-            return Err(Error::config("tune.startup", reason));
-        }
         Ok(Plan {
             seed,
             method: self.method,

@@ -47,7 +47,7 @@ fn bad_spaces_are_refused_with_the_setting_and_the_reason() {
         ),
         (
             "model.config.dropout",
-            json!({ "uniform": [0.5, 1.5] }),
+            json!({ "choice": [0.5, 1.5] }),
             "dropout",
         ),
         (
@@ -74,6 +74,11 @@ fn bad_spaces_are_refused_with_the_setting_and_the_reason() {
             "train.optimizer.rate",
             json!({ "choice": [0.1] }),
             "unknown field `rate`",
+        ),
+        (
+            "train.optimizer.lr",
+            json!({ "log": [1e-4, 1e-3] }),
+            "a grid needs values that can be counted",
         ),
         (
             "data.lookback",

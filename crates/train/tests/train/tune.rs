@@ -286,9 +286,7 @@ fn grids_of_what_cannot_be_counted_are_refused() {
         startup: Some(5),
         ..TuneSettings::default()
     };
-    let error = settings
-        .plan(0, Metric::Mse, BTreeMap::new(), &json!({}))
-        .expect_err("no startup");
+    let error = settings.space(&grid().space).expect_err("no startup");
     assert!(
         error
             .to_string()
