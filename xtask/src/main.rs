@@ -43,6 +43,7 @@ mod safetensors;
 mod setup;
 mod shell;
 mod sources;
+mod table;
 mod tidy;
 mod unpacked;
 

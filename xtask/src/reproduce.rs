@@ -94,7 +94,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             arguments.size()
         );
         if arguments.names.is_empty() && out_of_reach(recipe)? {
-            say!("  skipped: its data needs an account; name the recipe, or fetch the data first");
+            say!(
+                "  skipped: its data needs an account or a file of yours; name the recipe to see which, or fetch the data first"
+            );
             continue;
         }
         match one(recipe, arguments) {
@@ -148,13 +150,13 @@ fn choose(arguments: &Arguments, all: Vec<Recipe>) -> Result<Vec<Recipe>> {
         .collect())
 }
 
-/// Whether the recipe's data is not there and only a person who signs in can fetch it.
+/// Whether the recipe's data is not there and only a person can fetch or bring it.
 fn out_of_reach(recipe: &Recipe) -> Result<bool> {
     let Some(name) = &recipe.head.data.dataset else {
         return Ok(false);
     };
     let set = dataset::find(name)?;
-    if !set.needs_account() {
+    if !set.needs_a_person() {
         return Ok(false);
     }
     let mirror = shell::variable("DENSELY_DATA_MIRROR");

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use densely_core::{Error, Result};
 use densely_tabular::settings::FitSettings;
-use densely_tabular::tune::TuneSettings;
 use densely_timeseries::forecast::ForecastSettings;
 use densely_timeseries::m4::{self, M4};
+use densely_train::tune::TuneSettings;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -330,23 +330,45 @@ fn settings<T: DeserializeOwned>(
 }
 
 impl Recipe {
-    /// The recipe with `settings` for model and training, all written out, and without sections that would change them.
+    /// The recipe with these settings for `model` and `train`, all written out, and without sections that would change them.
     ///
     /// # Errors
     /// [`Error::Config`] when a setting has no form in TOML.
-    pub(crate) fn with(&self, settings: &FitSettings, comment: &str) -> Result<String> {
+    pub(crate) fn with(
+        &self,
+        model: &impl Serialize,
+        train: &impl Serialize,
+        comment: &str,
+    ) -> Result<String> {
         let wrong = |e: toml::ser::Error| Error::config("recipe", e.to_string());
         let best = Self {
             name: format!("{}-best", self.name),
             title: format!("{}, best settings of the search", self.title),
             in_quick: false,
-            model: Table::try_from(&settings.model).map_err(wrong)?,
-            train: Table::try_from(&settings.train).map_err(wrong)?,
+            model: Table::try_from(model).map_err(wrong)?,
+            train: Table::try_from(train).map_err(wrong)?,
             tune: None,
             ..self.clone()
         };
         let text = toml::to_string_pretty(&best).map_err(wrong)?;
         Ok(format!("# {comment}\n{text}"))
+    }
+}
+
+impl Recipe {
+    /// `error` with what to do about it, where a file of the recipe's data set is not there.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match (error, self.data.get("dataset").and_then(Value::as_str)) {
+            (Error::Io { path, source }, Some(name))
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                let reason = format!(
+                    "{source}; it is of the data set `{name}`: `cargo xtask data get {name}` fetches it or says where it is to be had, and --data-dir names its folder"
+                );
+                Error::io(path)(std::io::Error::new(source.kind(), reason))
+            }
+            (error, _) => error,
+        }
     }
 }
 

@@ -61,6 +61,22 @@ pub fn refuse_overwriting(field: &str, output: &Path, inputs: &[&Path]) -> Resul
     }
 }
 
+/// Whether two paths name one file, or would if they were written: `./x` and `x` do, before there is a file too.
+///
+/// A path whose folder cannot be found is like no other; whoever writes it reports that.
+pub fn is_same_file(a: &Path, b: &Path) -> bool {
+    let resolved = |path: &Path| {
+        path.canonicalize().ok().or_else(|| {
+            let folder = match path.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder,
+                _ => Path::new("."),
+            };
+            Some(folder.canonicalize().ok()?.join(path.file_name()?))
+        })
+    };
+    a == b || resolved(a).is_some_and(|a| resolved(b) == Some(a))
+}
+
 /// Makes the rename or removal of `path` durable by flushing its folder.
 ///
 /// # Errors
@@ -123,6 +139,34 @@ mod tests {
         refuse_overwriting("out", &other, &[&input])?;
         write(&other, b"y")?;
         refuse_overwriting("out", &other, &[&input])
+    }
+
+    #[test]
+    fn paths_are_one_file_before_it_is_there() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+        let (inner, plain) = (folder.path().join("inner"), folder.path().join("x"));
+        fs::create_dir(&inner).map_err(Error::io(&inner))?;
+        let roundabout = inner.join("..").join("x");
+        for path in [&plain, &roundabout, &folder.path().join(".").join("x")] {
+            assert!(is_same_file(path, &plain), "{}", path.display());
+        }
+        assert!(is_same_file(
+            Path::new("./nowhere.y"),
+            Path::new("nowhere.y")
+        ));
+        assert!(!is_same_file(&folder.path().join("y"), &plain));
+        assert!(!is_same_file(&inner.join("x"), &plain));
+        let lost = folder.path().join("no").join("x");
+        assert!(!is_same_file(&lost, &plain) && is_same_file(&lost, &lost));
+        write(&plain, b"x")?;
+        assert!(is_same_file(&roundabout, &plain));
+        #[cfg(unix)]
+        {
+            let link = folder.path().join("link");
+            std::os::unix::fs::symlink(&plain, &link).map_err(Error::io(&link))?;
+            assert!(is_same_file(&link, &plain));
+        }
+        Ok(())
     }
 
     #[test]

@@ -233,10 +233,11 @@ fn parquet_writer<W: Write + Send>(
     into: W,
     batch: &arrow_array::RecordBatch,
 ) -> Result<parquet::arrow::ArrowWriter<W>> {
+    // What a group holds stays in memory until the group is whole: a wide table gets shorter ones.
+    let rows = (1_usize << 24) / batch.num_columns().max(1);
     let properties = parquet::file::properties::WriterProperties::builder()
         .set_compression(parquet::basic::Compression::SNAPPY)
-        // What a group holds stays in memory until the group is whole.
-        .set_max_row_group_row_count(Some(1 << 17))
+        .set_max_row_group_row_count(Some(rows.clamp(1 << 10, 1 << 17)))
         .build();
     parquet::arrow::ArrowWriter::try_new(into, batch.schema(), Some(properties))
         .map_err(|e| parquet_error(path, e))

@@ -1,6 +1,5 @@
 //! From a table to a trained model: prepare, train, evaluate. The loop is written out.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use densely_core::{Error, Result, Tensors, nn, seeded};
@@ -16,8 +15,8 @@ use densely_train::graph::StepGraph;
 use densely_train::machine::{peak_rss_mb, step_seed};
 use densely_train::metrics::Metric;
 use densely_train::optim::{GroupRule, Optimizer};
-use densely_train::run::{ResumeFrom, Run, RunOptions};
-use serde::Serialize;
+pub use densely_train::run::FitOptions;
+use densely_train::run::{Run, RunOptions};
 use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
@@ -163,15 +162,6 @@ impl DataSettings {
     }
 }
 
-/// The settings as the run folder's `config.toml` holds them.
-#[derive(Debug, Serialize)]
-struct RunConfig<'a> {
-    seed: u64,
-    table: &'a Path,
-    #[serde(flatten)]
-    settings: &'a FitSettings,
-}
-
 /// Settings that may differ when a run is resumed, since they do not change what was learnt so far.
 const MAY_CHANGE: [&str; 7] = [
     "table",
@@ -182,21 +172,6 @@ const MAY_CHANGE: [&str; 7] = [
     "train.time_budget",
     "train.calibrate",
 ];
-
-/// Where and how a fit runs.
-#[derive(Debug)]
-pub struct FitOptions<'a> {
-    /// The run folder.
-    pub folder: &'a Path,
-    /// The table's path, for `config.toml`.
-    pub table: &'a Path,
-    /// Seed of initial weights, data order and dropout.
-    pub seed: u64,
-    /// Where to compute.
-    pub device: tch::Device,
-    /// Start anew, or go on from a checkpoint.
-    pub resume: Option<ResumeFrom>,
-}
 
 /// Where a checkpoint keeps the loss scaler of half precision.
 const SCALER: &str = "scaler";
@@ -387,9 +362,7 @@ pub fn fit(
             });
             if run.interrupted() {
                 run.checkpoint(&vs, &optimizer)?;
-                return Err(Error::Interrupted {
-                    folder: options.folder.to_owned(),
-                });
+                return Err(options.interrupted());
             }
             if run.should_checkpoint() {
                 run.checkpoint(&vs, &optimizer)?;
@@ -423,9 +396,7 @@ pub fn fit(
         });
         if run.interrupted() {
             run.checkpoint(&vs, &optimizer)?;
-            return Err(Error::Interrupted {
-                folder: options.folder.to_owned(),
-            });
+            return Err(options.interrupted());
         }
     }
     let out_of_time = over();
@@ -496,18 +467,7 @@ fn open_run(settings: &FitSettings, options: &FitOptions) -> Result<Run> {
         may_change: MAY_CHANGE.map(str::to_owned).to_vec(),
         ..RunOptions::default()
     };
-    let config = RunConfig {
-        seed: options.seed,
-        table: options.table,
-        settings,
-    };
-    Run::open(
-        options.folder,
-        &config,
-        options.device,
-        run_options,
-        options.resume,
-    )
+    options.open(settings, run_options)
 }
 
 fn pipeline_json(

@@ -6,6 +6,7 @@ use densely_core::{Error, Result};
 use densely_data::dataset::Dataset;
 pub use densely_data::schema::Task;
 use densely_torch_ext::InferenceMode;
+use densely_train::machine::is_out_of_memory;
 use densely_train::metrics::Metric;
 use tch::{Kind, Reduction, Tensor};
 
@@ -139,16 +140,6 @@ fn each_batch(
             other => return other,
         }
     }
-}
-
-pub(crate) fn is_out_of_memory(message: &str) -> bool {
-    [
-        "out of memory",
-        "not enough memory",
-        "can't allocate memory",
-    ]
-    .iter()
-    .any(|text| message.contains(text))
 }
 
 /// The targets of `data` in the units of [`predict`]: f64 values or i64 classes, on the CPU.

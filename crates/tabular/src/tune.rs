@@ -1,91 +1,46 @@
-//! Hyper-parameter search: many short fits, each with other settings, compared by their validation score.
-//!
-//! A [`Space`] says what may be chosen and proposes it, a [`Study`] keeps the trials in a folder that several processes
-//! share and that a kill at any instant leaves in order, and [`work`] runs trials until all are done. A trial never
-//! sees a test row.
+//! The search of hyper-parameters for tables; what all domains share of it is [`densely_train::tune`].
 //!
 //! The ready-made spaces are those of the TabM paper (arXiv 2410.24210, appendix on implementation details; the
 //! released code's `exp` folders).
 
-mod space;
-mod study;
-
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
 use densely_core::{Error, Result};
 use densely_data::dataset::Dataset;
 use densely_data::schema::Task;
 use densely_train::metrics::Metric;
-use densely_train::run::ResumeFrom;
-use serde::{Deserialize, Serialize};
+use densely_train::tune::{self, Found, RangeSettings, Study, Trial, TuneSettings, apply, to_json};
 use tch::Device;
 
-use crate::fit::{Event, FitOptions, Outcome, Prepared, fit};
+use crate::fit::{FitOptions, Prepared, fit};
 use crate::settings::{Batches, EmbeddingSettings, FitSettings, metrics_of};
-use crate::task::is_out_of_memory;
-pub use space::{Choice, RangeSettings, Space, Tried, apply};
-pub use study::{Claim, Plan, State, Study, Trial};
 
-/// The section `[tune]` of a recipe.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TuneSettings {
-    /// Trials in all.
-    pub trials: u64,
-    /// Trials at random before the search learns from them.
-    pub startup: u64,
-    /// Validation score that compares trials; the one that stops training early when left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub metric: Option<Metric>,
-    /// Ranges by setting; [`ready_made`] when empty.
-    pub space: BTreeMap<String, RangeSettings>,
+/// The score that compares trials of `task`; the one that stops training early when `tune` does not say.
+///
+/// # Errors
+/// [`Error::Config`] when the metric does not fit the task.
+pub fn metric(tune: &TuneSettings, settings: &FitSettings, task: Task) -> Result<Metric> {
+    tune.metric(metrics_of(task), settings.train.metric(task)?)
 }
 
-impl Default for TuneSettings {
-    fn default() -> Self {
-        Self {
-            trials: 100,
-            startup: 20,
-            metric: None,
-            space: BTreeMap::new(),
-        }
-    }
-}
-
-impl TuneSettings {
-    /// The score that compares trials of `task`.
-    ///
-    /// # Errors
-    /// [`Error::Config`] when the metric does not fit the task.
-    pub fn metric(&self, settings: &FitSettings, task: Task) -> Result<Metric> {
-        match self.metric {
-            None => settings.train.metric(task),
-            Some(metric) if metrics_of(task).contains(&metric) => Ok(metric),
-            Some(metric) => {
-                let names: Vec<&str> = metrics_of(task).iter().map(|m| m.name()).collect();
-                let (name, names) = (metric.name(), names.join(", "));
-                let reason = format!("`{name}` does not fit; take one of: {names}");
-                Err(Error::config("tune.metric", reason))
-            }
-        }
-    }
-
-    /// The ranges, or the ready-made ones for the model of `base`, checked against it.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the range that cannot be used.
-    pub fn space(&self, base: &FitSettings) -> Result<(BTreeMap<String, RangeSettings>, Space)> {
-        let ranges = if self.space.is_empty() {
-            ready_made(base)?
-        } else {
-            self.space.clone()
-        };
-        let space = Space::new(&ranges)?;
-        space.check(base)?;
-        Ok((ranges, space))
-    }
+/// The ranges of `tune`, or the [`ready_made`] ones for the model of `base`, checked against it.
+///
+/// # Errors
+/// [`Error::Config`] naming the range that cannot be used.
+pub fn ranges(tune: &TuneSettings, base: &FitSettings) -> Result<BTreeMap<String, RangeSettings>> {
+    let ranges = if tune.space.is_empty() {
+        ready_made(base)?
+    } else {
+        tune.space.clone()
+    };
+    tune.space(&ranges)?
+        .check(&to_json(base)?, |settings: &FitSettings| {
+            settings.train.validate()?;
+            // Without data only the names and types of the model's fields can be checked.
+            settings.model.resolve(None, None, &[2], 1)?.validate()
+        })?;
+    Ok(ranges)
 }
 
 /// The paper's ranges for the model, its embedding and its way to draw batches.
@@ -153,8 +108,6 @@ pub fn ready_made(base: &FitSettings) -> Result<BTreeMap<String, RangeSettings>>
 pub struct Work<'a> {
     /// The table, made ready once.
     pub prepared: &'a Prepared,
-    /// Settings that a trial starts from.
-    pub base: &'a FitSettings,
     /// The table's path, for the run folders.
     pub table: &'a Path,
     /// Where to compute.
@@ -163,36 +116,32 @@ pub struct Work<'a> {
 
 /// Runs trials of `study` until none is left to claim; `done` hears of each one that ended here.
 ///
-/// Other processes may work on the same study. A trial that diverges or runs out of memory has failed, and the study goes
-/// on.
 /// # Errors
-/// [`Error::Interrupted`] after Ctrl-C: the running trial is saved, and the next call goes on with it. Every other error of
-/// a fit, since the next trial would meet it too; the trial is then taken up again by the next call.
+/// Those of [`tune::work`].
 pub fn work(study: &Study, work: &Work, done: &mut dyn FnMut(&Trial) -> Result<()>) -> Result<()> {
-    let interrupted = || Error::Interrupted {
-        folder: study.folder().to_owned(),
-    };
     let blind = blind(work.prepared);
-    while !densely_train::signal::interrupted() {
-        let Some(claim) = study.claim()? else {
-            return Ok(());
-        };
-        let settings = apply(work.base, &claim.trial().choice)?;
-        let trial = match run(&claim, &blind, &settings, work, study.plan().seed) {
-            Ok(outcome) => claim.succeed(&outcome, study.plan().metric)?,
-            Err(Error::Interrupted { .. }) => {
-                claim.postpone()?;
-                return Err(interrupted());
-            }
-            Err(error) if is_the_trials_fault(&error) => claim.fail(&error.to_string())?,
-            Err(error) => {
-                claim.postpone()?;
-                return Err(error);
-            }
-        };
-        done(&trial)?;
-    }
-    Err(interrupted())
+    let plan = study.plan();
+    tune::work(
+        study,
+        &mut |claim, resume| {
+            let options = FitOptions {
+                folder: claim.folder(),
+                table: work.table,
+                seed: plan.seed,
+                device: work.device,
+                resume,
+            };
+            let settings = apply(&plan.base, &claim.trial().choice)?;
+            let outcome = fit(&blind, &settings, &options, &mut |_| ())?;
+            Ok(Found {
+                scores: outcome.valid,
+                epochs: outcome.epochs,
+                parameters: outcome.parameters,
+                seconds: outcome.seconds,
+            })
+        },
+        done,
+    )
 }
 
 /// The same without test rows: validation rows stand in their place, so that nothing can be measured on others.
@@ -208,56 +157,5 @@ fn blind(prepared: &Prepared) -> Prepared {
         train: alias(&prepared.train),
         valid: alias(&prepared.valid),
         test: alias(&prepared.valid),
-    }
-}
-
-fn is_the_trials_fault(error: &Error) -> bool {
-    match error {
-        Error::Diverged { .. } => true,
-        Error::Torch { message, .. } => is_out_of_memory(message),
-        _ => false,
-    }
-}
-
-/// Trains the trial in its folder, from its last checkpoint where there is one.
-fn run(
-    claim: &Claim,
-    prepared: &Prepared,
-    settings: &FitSettings,
-    work: &Work,
-    seed: u64,
-) -> Result<Outcome> {
-    let attempt = |resume| {
-        let options = FitOptions {
-            folder: claim.folder(),
-            table: work.table,
-            seed,
-            device: work.device,
-            resume,
-        };
-        let observe = &mut |_: &Event| {};
-        // tch panics where libtorch fails; running out of memory must not end the study.
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            fit(prepared, settings, &options, observe)
-        }));
-        outcome.unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-            if is_out_of_memory(&text) {
-                return Err(Error::torch(text));
-            }
-            resume_unwind(panic)
-        })
-    };
-    if !claim.has_run() {
-        return attempt(None);
-    }
-    match attempt(Some(ResumeFrom::Last)) {
-        Err(error @ Error::Corrupt { .. }) => {
-            tracing::warn!("{error}");
-            tracing::warn!("trial {} starts anew", claim.trial().number);
-            claim.clear()?;
-            attempt(None)
-        }
-        other => other,
     }
 }

@@ -4,7 +4,6 @@
 //! best on the validation windows, and errors are means over all test windows, steps and channels on the standardised scale; no
 //! window is dropped because it does not fill a batch.
 
-use std::path::Path;
 use std::time::Instant;
 
 use densely_core::registry::parse_config;
@@ -15,7 +14,8 @@ pub use densely_train::event::Event;
 use densely_train::machine::{peak_rss_mb, step_seed};
 use densely_train::metrics::{Direction, Metric};
 use densely_train::optim::{AdamConfig, OptimConfig};
-use densely_train::run::{ResumeFrom, Run, RunOptions};
+pub use densely_train::run::FitOptions;
+use densely_train::run::{Run, RunOptions};
 use densely_train::schedule::ScheduleConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -61,6 +61,10 @@ pub struct DataSettings {
     /// Steps of a season, for the naive forecast that stands beside.
     #[serde(default = "one")]
     pub season: i64,
+    /// Take the rows as equal steps in their order, also where their times are not equally far apart: the literature does so with Weather,
+    /// which lacks some times.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rows_as_steps: bool,
 }
 
 fn one() -> i64 {
@@ -294,7 +298,11 @@ impl Prepared {
     /// # Errors
     /// [`Error::Data`] and [`Error::Config`] that name the column, the row or the setting to blame.
     pub fn new(table: &Table, settings: &DataSettings, device: tch::Device) -> Result<Self> {
-        let panel = Panel::new(table, &settings.time, &settings.channels)?;
+        let panel = if settings.rows_as_steps {
+            Panel::in_order(table, &settings.time, &settings.channels)?
+        } else {
+            Panel::new(table, &settings.time, &settings.channels)?
+        };
         let parts = settings.blocks.parts(panel.len())?;
         let train = panel
             .values
@@ -349,29 +357,6 @@ const MAY_CHANGE: [&str; 5] = [
     "train.eval_batch_size",
 ];
 
-/// Where and how a fit runs.
-#[derive(Debug)]
-pub struct FitOptions<'a> {
-    /// The run folder.
-    pub folder: &'a Path,
-    /// The table's path, for `config.toml`.
-    pub table: &'a Path,
-    /// Seed of initial weights, order of windows and dropout.
-    pub seed: u64,
-    /// Where to compute.
-    pub device: tch::Device,
-    /// Start anew, or go on from a checkpoint.
-    pub resume: Option<ResumeFrom>,
-}
-
-#[derive(Debug, Serialize)]
-struct RunConfig<'a> {
-    seed: u64,
-    table: &'a Path,
-    #[serde(flatten)]
-    settings: &'a FitSettings,
-}
-
 /// Errors over all windows, steps and channels, on the standardised scale.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Errors {
@@ -418,18 +403,69 @@ pub struct Outcome {
 /// Weight of the squared map in the ridge that stands beside a fit.
 const RIDGE_PENALTY: f64 = 1000.0;
 
-/// Trains on `prepared` in the run folder and evaluates the best epoch.
+/// A model after its training, before it has seen a test window.
+#[derive(Debug)]
+pub struct Trained {
+    /// With the weights of the best epoch.
+    pub model: Box<dyn Forecaster>,
+    /// Its trainable values.
+    pub parameters: u64,
+    /// Epoch of the best validation score, counted from 0.
+    pub best_epoch: u64,
+    /// Epochs trained.
+    pub epochs: u64,
+    /// Errors on the validation windows, of the best epoch.
+    pub valid: Errors,
+    /// Seconds of this process.
+    pub seconds: f64,
+}
+
+/// Trains on `prepared` in the run folder and evaluates the best epoch; see [`train`].
 ///
-/// The same seed and threads give the same bits on a CPU, however often the run was killed and resumed.
 /// # Errors
-/// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the batch saved beside the
-/// checkpoints; [`Error::Interrupted`] after Ctrl-C; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
+/// Those of [`train`].
 pub fn fit(
     prepared: &Prepared,
     settings: &FitSettings,
     options: &FitOptions,
     observe: &mut dyn FnMut(&Event),
 ) -> Result<Outcome> {
+    let start = Instant::now();
+    let trained = train(prepared, settings, options, observe)?;
+    let batch = settings.train.eval_batch_size;
+    let (predictions, targets) = predict(&*trained.model, &prepared.test, batch)?;
+    Ok(Outcome {
+        parameters: trained.parameters,
+        best_epoch: trained.best_epoch,
+        epochs: trained.epochs,
+        valid: trained.valid,
+        test: errors(
+            predictions
+                .split(batch, 0)
+                .into_iter()
+                .zip(targets.split(batch, 0))
+                .map(Ok),
+        )?,
+        baselines: baselines(prepared, &settings.data, batch)?,
+        predictions,
+        targets,
+        seconds: start.elapsed().as_secs_f64(),
+        peak_mb: peak_rss_mb(),
+    })
+}
+
+/// Trains on `prepared` in the run folder, without a look at the test windows.
+///
+/// The same seed and threads give the same bits on a CPU, however often the run was killed and resumed.
+/// # Errors
+/// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the batch saved beside the
+/// checkpoints; [`Error::Interrupted`] after Ctrl-C; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
+pub fn train(
+    prepared: &Prepared,
+    settings: &FitSettings,
+    options: &FitOptions,
+    observe: &mut dyn FnMut(&Event),
+) -> Result<Trained> {
     let start = Instant::now();
     let (data, train) = (&settings.data, &settings.train);
     train.validate()?;
@@ -451,18 +487,7 @@ pub fn fit(
         may_change: MAY_CHANGE.map(str::to_owned).to_vec(),
         ..RunOptions::default()
     };
-    let run_config = RunConfig {
-        seed: options.seed,
-        table: options.table,
-        settings,
-    };
-    let mut run = Run::open(
-        options.folder,
-        &run_config,
-        options.device,
-        run_options,
-        options.resume,
-    )?;
+    let mut run = options.open(settings, run_options)?;
     let pipeline = Pipeline {
         preset: settings.model.preset.clone(),
         config,
@@ -557,18 +582,13 @@ pub fn fit(
     let epochs = run.progress().epoch;
     let best_epoch = run.load_best(&vs)?.map_or(0, |best| best.epoch);
     let valid = evaluate(&*model, &prepared.valid, train.eval_batch_size)?;
-    let (predictions, targets) = predict(&*model, &prepared.test, train.eval_batch_size)?;
-    Ok(Outcome {
+    Ok(Trained {
+        model,
         parameters,
         best_epoch,
         epochs,
         valid,
-        test: errors([Ok((predictions.shallow_clone(), targets.shallow_clone()))].into_iter())?,
-        baselines: baselines(prepared, data, train.eval_batch_size)?,
-        predictions,
-        targets,
         seconds: start.elapsed().as_secs_f64(),
-        peak_mb: peak_rss_mb(),
     })
 }
 
@@ -582,9 +602,7 @@ fn stop_if_interrupted(
         return Ok(());
     }
     run.checkpoint(vs, optimizer)?;
-    Err(Error::Interrupted {
-        folder: options.folder.to_owned(),
-    })
+    Err(options.interrupted())
 }
 
 impl Loss {

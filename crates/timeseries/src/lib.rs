@@ -15,6 +15,7 @@ pub mod patch_tsmixer;
 pub mod tsmixer;
 pub mod tsmixer_ext;
 pub mod ttm;
+pub mod tune;
 
 pub use densely_core::{Device, Error, Result};
 pub use densely_data as data;

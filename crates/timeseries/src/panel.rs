@@ -1,5 +1,6 @@
 //! Series on one regular grid: reading, dividing in time, scaling, and windows that are made batch by batch.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -13,9 +14,9 @@ use tch::{Device, Kind, Tensor};
 pub struct Panel {
     /// The series' names, in the order of the channels.
     pub names: Vec<String>,
-    /// Microseconds since 1970 of each step; increases by `step`.
+    /// Microseconds since 1970 of each step; increases by `step`, but for [`in_order`](Self::in_order).
     pub times: Vec<i64>,
-    /// Microseconds from one step to the next.
+    /// Microseconds from one step to the next, the usual ones after [`in_order`](Self::in_order).
     pub step: i64,
     /// `[steps, channels]`, f64, as they stand in the table.
     pub values: Tensor,
@@ -28,6 +29,24 @@ impl Panel {
     /// [`Error::Data`] naming the row or column: times that are missing, unsorted, doubled or not equally far apart, and values that are
     /// missing or no numbers.
     pub fn new(table: &Table, time: &str, channels: &[String]) -> Result<Self> {
+        Self::read(table, time, channels, regular_step)
+    }
+
+    /// As [`new`](Self::new), with the rows as steps in their order whatever their times; a warning says how many are not one step
+    /// after the row before.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the row or column: times that are missing or never increase, and values that are missing or no numbers.
+    pub fn in_order(table: &Table, time: &str, channels: &[String]) -> Result<Self> {
+        Self::read(table, time, channels, usual_step)
+    }
+
+    fn read(
+        table: &Table,
+        time: &str,
+        channels: &[String],
+        step: fn(&Table, &str, &[i64]) -> Result<i64>,
+    ) -> Result<Self> {
         let column = table.column(time)?;
         let Values::Time(times) = &column.values else {
             return Err(Error::column(
@@ -36,7 +55,7 @@ impl Panel {
                 "holds no times like 2013-09-01 05:30",
             ));
         };
-        let step = regular_step(table, time, times)?;
+        let step = step(table, time, times)?;
         let names: Vec<String> = match channels {
             [] => table
                 .names()
@@ -80,10 +99,39 @@ impl Panel {
     }
 }
 
-fn regular_step(table: &Table, time: &str, times: &[i64]) -> Result<i64> {
-    if let Some(row) = times.iter().position(|time| *time == i64::MIN) {
-        return Err(table.error(time, row, "the time is missing"));
+fn check_times(table: &Table, time: &str, times: &[i64]) -> Result<()> {
+    match times.iter().position(|time| *time == i64::MIN) {
+        Some(row) => Err(table.error(time, row, "the time is missing")),
+        None => Ok(()),
     }
+}
+
+/// The most frequent step.
+fn usual_step(table: &Table, time: &str, times: &[i64]) -> Result<i64> {
+    check_times(table, time, times)?;
+    let mut counts = BTreeMap::new();
+    for pair in times.windows(2) {
+        *counts
+            .entry(pair[1].saturating_sub(pair[0]))
+            .or_insert(0_usize) += 1;
+    }
+    let usual = counts.iter().filter(|(gap, _)| **gap > 0);
+    let Some((step, count)) = usual.max_by_key(|(_, count)| **count) else {
+        return Err(Error::column(table.path(), time, "never increases"));
+    };
+    let others = times.len() - 1 - count;
+    if others > 0 {
+        tracing::warn!(
+            "column `{time}`: {others} of {} times are not {} after the row before; the rows are taken as steps in their order",
+            times.len(),
+            span(*step)
+        );
+    }
+    Ok(*step)
+}
+
+fn regular_step(table: &Table, time: &str, times: &[i64]) -> Result<i64> {
+    check_times(table, time, times)?;
     let mut gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
     let Some(step) = gaps.next() else {
         return Err(Error::column(table.path(), time, "needs at least two rows"));

@@ -16,6 +16,7 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod signal;
+pub mod tune;
 
 pub use amp::GradScaler;
 pub use event::Event;

@@ -71,6 +71,17 @@ fn field(path: &str, key: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
+/// Whether libtorch's `message` says that memory, the main one or a GPU's, was not enough.
+pub fn is_out_of_memory(message: &str) -> bool {
+    [
+        "out of memory",
+        "not enough memory",
+        "can't allocate memory",
+    ]
+    .iter()
+    .any(|text| message.contains(text))
+}
+
 /// The seed of step `step` of a run: `splitmix64` over both, so that neighbours share nothing.
 ///
 /// Give it to `tch::manual_seed` before each step: what the step draws then depends on the step alone, and a resumed

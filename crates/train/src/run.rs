@@ -40,7 +40,7 @@ use folder::{
     TIMING, check_config, hash, lock, make_folder, offer, read_text, recover, remove, rename,
     settle_best, sha256_of, sync, to_toml, verify, warn_if_elsewhere,
 };
-pub use options::{ResumeFrom, RunOptions};
+pub use options::{FitOptions, ResumeFrom, RunOptions};
 use scalars::read_scalars;
 
 /// The best epoch so far.

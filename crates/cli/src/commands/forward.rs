@@ -59,7 +59,7 @@ impl Arguments {
         let Some(save_weights) = &self.save_weights else {
             return Ok(());
         };
-        if *save_weights == self.output {
+        if fs::is_same_file(save_weights, &self.output) {
             let reason = "names the file of --output; give it one of its own";
             return Err(Error::config("save-weights", reason));
         }

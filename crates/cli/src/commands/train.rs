@@ -1,6 +1,6 @@
 //! `densely train`: a recipe, every seed of it.
 
-mod forecast;
+pub(super) mod forecast;
 mod panel;
 
 use std::path::{Path, PathBuf};
@@ -71,7 +71,8 @@ fn run_tabular(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Resul
     let (files, mut settings): (_, FitSettings) = recipe.fit_settings(&arguments.recipe)?;
     let compare: Option<Compare> = recipe.compare(&arguments.recipe)?;
     let path = arguments.data_dir.join(&files.file);
-    let (table, prepared) = prepare(&files, &arguments.data_dir, &mut settings)?;
+    let (table, prepared) = prepare(&files, &arguments.data_dir, &mut settings)
+        .map_err(|error| recipe.explain(error))?;
     if let Some(folder) = &arguments.export {
         return export(&prepared, folder);
     }

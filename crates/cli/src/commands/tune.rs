@@ -6,11 +6,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use densely_core::{Error, Result};
-use densely_tabular::settings::FitSettings;
-use densely_tabular::tune::{self, Plan, State, Study, Trial, Work};
+use densely_data::{Output, write_columns};
+use densely_tabular::settings::FitSettings as TableSettings;
+use densely_tabular::tune as tables;
+use densely_timeseries::fit::{FitSettings as SeriesSettings, Prepared};
+use densely_timeseries::tune as series;
 use densely_train::signal;
+use densely_train::tune::{Column, Method, Plan, State, Study, Trial, TuneSettings, apply};
 use serde_json::json;
 
+use super::train::{self, forecast};
 use crate::recipe::{Recipe, Size};
 use crate::{Common, fitting};
 
@@ -32,7 +37,7 @@ pub(crate) struct Arguments {
     /// Folder for the study; `runs/<name>-tune` when left out.
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Trials in all; as the recipe says when left out.
+    /// Trials in all; as the recipe says when left out, else 100 or every point of a grid.
     #[arg(long)]
     trials: Option<u64>,
     /// Processes that work on the study; they share the threads.
@@ -52,6 +57,12 @@ pub(crate) struct Arguments {
     resume: bool,
 }
 
+/// What a trial of `plan` is as a recipe: its text, under a comment.
+type AsRecipe = fn(&Recipe, &Plan, &Trial, &str) -> Result<String>;
+
+/// Calls back for each trial that ended.
+type Ended<'a> = &'a mut dyn FnMut(&Trial) -> Result<()>;
+
 pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let size = match (arguments.quick, arguments.smoke) {
         (_, true) => Size::Smoke,
@@ -59,65 +70,142 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         _ => Size::Full,
     };
     let recipe = Recipe::read(&arguments.recipe, size, &arguments.changes)?;
-    let mut settings = recipe.tune.clone().unwrap_or_default();
+    let mut tune = recipe.tune.clone().unwrap_or_default();
     if let (Size::Smoke, None) = (size, &recipe.tune) {
-        settings.trials = 2;
+        tune.trials = Some(2);
     }
-    settings.trials = arguments.trials.unwrap_or(settings.trials);
-    let (files, mut base) = recipe.fit_settings(&arguments.recipe)?;
-    let (space, _) = settings.space(&base)?;
-    let path = arguments.data_dir.join(&files.file);
-    let (_, prepared) = super::train::prepare(&files, &arguments.data_dir, &mut base)?;
-    let plan = Plan {
-        seed: common.seed.unwrap_or(recipe.seeds[0]),
-        startup: settings.startup,
-        metric: settings.metric(&base, prepared.task)?,
-        space,
-        base,
-    };
-    let device = common.device.open()?;
-    let out = arguments
-        .out
-        .clone()
-        .unwrap_or_else(|| Path::new("runs").join(format!("{}-tune", recipe.name)));
-    let study = Study::open(&out, plan, settings.trials)?;
-    let session = Session {
-        study: &study,
+    tune.trials = arguments.trials.or(tune.trials);
+    let search = Search {
+        arguments,
         recipe: &recipe,
-        trials: settings.trials,
+        tune,
+        seed: common.seed.unwrap_or(recipe.seeds[0]),
         common,
     };
+    match recipe.domain.as_str() {
+        "tabular" => search.tables(),
+        "timeseries" => search.series(),
+        other => {
+            let reason = format!("recipes of the domain {other} have no search");
+            Err(Error::config("domain", reason))
+        }
+    }
+}
 
-    let worker = std::env::var(WORKER).ok();
-    if let Some(threads) = &worker {
-        tch::set_num_threads(threads.parse().unwrap_or(1));
-        stop_when_left_alone();
-    } else {
-        fitting::describe(&prepared, common);
-        session.announce();
+/// What is asked for.
+struct Search<'a> {
+    arguments: &'a Arguments,
+    recipe: &'a Recipe,
+    tune: TuneSettings,
+    seed: u64,
+    common: &'a Common,
+}
+
+impl Search<'_> {
+    fn tables(&self) -> Result<()> {
+        let (files, mut base) = self.recipe.fit_settings(&self.arguments.recipe)?;
+        let space = tables::ranges(&self.tune, &base)?;
+        let folder = &self.arguments.data_dir;
+        let path = folder.join(&files.file);
+        let (_, prepared) = train::prepare(&files, folder, &mut base)
+            .map_err(|error| self.recipe.explain(error))?;
+        let metric = tables::metric(&self.tune, &base, prepared.task)?;
+        let device = self.common.device.open()?;
+        self.search(
+            self.tune.plan(self.seed, metric, space, &base)?,
+            |recipe, plan, trial, comment| {
+                let TableSettings { model, train, .. } = apply(&plan.base, &trial.choice)?;
+                recipe.with(&model, &train, comment)
+            },
+            prepared,
+            |prepared| fitting::describe(prepared, self.common),
+            |prepared, study, ended| {
+                let work = tables::Work {
+                    prepared,
+                    table: &path,
+                    device,
+                };
+                tables::work(study, &work, ended)
+            },
+        )
     }
-    if worker.is_none() && arguments.workers > 1 {
-        drop(prepared);
-        session.start_workers(arguments.workers)?;
-    } else {
-        let work = Work {
-            prepared: &prepared,
-            base: &study.plan().base,
-            table: &path,
-            device,
+
+    fn series(&self) -> Result<()> {
+        let (files, base): (_, SeriesSettings) =
+            self.recipe.fit_settings(&self.arguments.recipe)?;
+        let space = series::ranges(&self.tune, &base)?;
+        let metric = series::metric(&self.tune, &base)?;
+        let folder = &self.arguments.data_dir;
+        let path = folder.join(&files.file);
+        let device = self.common.device.open()?;
+        let table = files.open(folder);
+        let table = table.map_err(|error| self.recipe.explain(error))?;
+        let prepared = Prepared::new(&table, &base.data, device)?;
+        drop(table);
+        self.search(
+            self.tune.plan(self.seed, metric, space, &base)?,
+            |recipe, plan, trial, comment| {
+                let SeriesSettings { model, train, .. } = apply(&plan.base, &trial.choice)?;
+                recipe.with(&model, &train, comment)
+            },
+            prepared,
+            |prepared| forecast::describe(prepared, &base, self.common),
+            |prepared, study, ended| {
+                let work = series::Work {
+                    prepared,
+                    table: &path,
+                    device,
+                };
+                series::work(study, &work, ended)
+            },
+        )
+    }
+
+    /// Opens the study and works on it, alone or by workers.
+    fn search<P>(
+        &self,
+        plan: Plan,
+        as_recipe: AsRecipe,
+        prepared: P,
+        describe: impl FnOnce(&P),
+        work: impl FnOnce(&P, &Study, Ended) -> Result<()>,
+    ) -> Result<()> {
+        let Self {
+            arguments, recipe, ..
+        } = self;
+        let out = arguments
+            .out
+            .clone()
+            .unwrap_or_else(|| Path::new("runs").join(format!("{}-tune", recipe.name)));
+        let study = Study::open(&out, plan, self.tune.trials)?;
+        let session = Session {
+            study: &study,
+            recipe,
+            as_recipe,
+            common: self.common,
         };
-        tune::work(&study, &work, &mut |trial| session.ended(trial))?;
+        if let Ok(threads) = std::env::var(WORKER) {
+            tch::set_num_threads(threads.parse().unwrap_or(1));
+            stop_when_left_alone();
+            return work(&prepared, &study, &mut |trial| session.ended(trial));
+        }
+        describe(&prepared);
+        session.announce();
+        if arguments.workers > 1 {
+            // The workers have their own.
+            drop(prepared);
+            session.start_workers(arguments.workers)?;
+        } else {
+            work(&prepared, &study, &mut |trial| session.ended(trial))?;
+        }
+        session.report(arguments)
     }
-    if worker.is_some() {
-        return Ok(());
-    }
-    session.report(arguments)
 }
 
 struct Session<'a> {
     study: &'a Study,
     recipe: &'a Recipe,
-    trials: u64,
+    as_recipe: AsRecipe,
     common: &'a Common,
 }
 
@@ -125,10 +213,14 @@ impl Session<'_> {
     fn announce(&self) {
         let plan = self.study.plan();
         if !self.common.quiet {
+            let trials = match plan.method {
+                Method::Tpe => "trials",
+                Method::Grid => "points of the grid",
+            };
             eprintln!(
-                "study in {}: {} trials over {} settings, by {} on validation rows",
+                "study in {}: {} {trials} over {} settings, by {} on validation rows",
                 self.study.folder().display(),
-                self.trials,
+                self.study.size(),
                 plan.space.len(),
                 plan.metric.name(),
             );
@@ -160,17 +252,28 @@ impl Session<'_> {
     }
 
     fn publish(&self) -> Result<()> {
-        self.study.publish(|best| {
-            let plan = self.study.plan();
-            let settings: FitSettings = tune::apply(&plan.base, &best.choice)?;
+        let plan = self.study.plan();
+        let table = |folder: &Path, columns: Vec<(String, Column)>| {
+            let columns = columns.into_iter().map(|(name, column)| {
+                let output = match column {
+                    Column::Numbers(values) => Output::Numbers(values),
+                    Column::Texts(values) => Output::Texts(values),
+                };
+                (name, output)
+            });
+            write_columns(&folder.join("trials.parquet"), &columns.collect::<Vec<_>>())
+        };
+        let best = |folder: &Path, best: &Trial| {
             let comment = format!(
                 "The settings of trial {}: {} {:.6} on validation rows. Train it with `densely train`.",
                 best.number,
                 plan.metric.name(),
                 best.score.unwrap_or(f64::NAN),
             );
-            self.recipe.with(&settings, &comment)
-        })
+            let text = (self.as_recipe)(self.recipe, plan, best, &comment)?;
+            densely_core::fs::write(&folder.join("best.toml"), text.as_bytes())
+        };
+        self.study.publish(table, best)
     }
 
     /// Starts this very command once per worker and waits for all of them.
@@ -212,7 +315,7 @@ impl Session<'_> {
                 folder: self.study.folder().to_owned(),
             });
         }
-        let unfinished = (self.trials as usize)
+        let unfinished = (self.study.size() as usize)
             .saturating_sub(self.study.trials()?.iter().filter(|t| t.ended()).count());
         if unfinished > 0 {
             let reason = format!(

@@ -96,3 +96,20 @@ fn mistakes_in_a_recipe_of_series_are_sentences() {
         "must be one of tabular, timeseries",
     );
 }
+
+#[test]
+fn a_file_that_is_not_there_says_where_it_is_to_be_had() {
+    let bench = Bench::new();
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../timeseries/recipes");
+    for command in ["train", "tune"] {
+        let recipe = recipes.join("tsmixer-traffic-96.toml");
+        let range = "tune.space={ \"model.config.dropout\" = { choice = [0.1, 0.9] } }";
+        let words = [command, recipe.to_str().unwrap(), "--set", range];
+        let text = stderr(&bench.densely(&words).code(1));
+        assert!(
+            text.contains("traffic.csv: No such file")
+                && text.contains("`cargo xtask data get traffic` fetches it or says where"),
+            "{text}"
+        );
+    }
+}

@@ -111,9 +111,14 @@ fn mistakes_are_sentences() {
             "out.safetensors",
             "setting `save-weights`: names the file of --output",
         ),
+        (
+            "./out.safetensors",
+            "setting `save-weights`: names the file of --output",
+        ),
     ] {
         fails(&with(&["--save-weights", path]), part);
     }
+    assert!(!bench.path("out.safetensors").exists());
     assert_eq!(
         std::fs::read(bench.path("config.json")).unwrap(),
         CONFIG.as_bytes()

@@ -235,3 +235,68 @@ fn bad_spaces_and_other_studies_are_one_sentence() {
         .success();
     refused(RECIPE, &["--seed", "1"], "`seed` was 0 and is now 1");
 }
+
+#[test]
+fn a_grid_over_a_recipe_of_series_is_searched_by_two_workers_and_its_best_trains() {
+    let bench = Bench::new();
+    let series = Path::new(env!("CARGO_MANIFEST_DIR")).join("../timeseries");
+    let (recipe, data) = (
+        series.join("recipes/tsmixer-etth1-96.toml"),
+        series.join("data"),
+    );
+    let (recipe, data) = (recipe.to_str().unwrap(), data.to_str().unwrap());
+    let small = [
+        "data.horizon=6",
+        "data.lookback=48",
+        "data.blocks={ kind = \"steps\", train = 400, valid = 100, test = 150 }",
+    ];
+    let words = ["tune", recipe, "--data-dir", data, "--smoke", "--out", "s"];
+    let words: Vec<&str> = words
+        .into_iter()
+        .chain(["--threads", "1"])
+        .chain(small.iter().flat_map(|change| ["--set", change]))
+        .collect();
+    let workers = [&words[..], &["--workers", "2", "--json"]].concat();
+    let assert = bench.densely(&workers).success();
+    assert!(
+        stderr(&assert).contains("study in s: 2 points of the grid over 4 settings, by mse"),
+        "{}",
+        stderr(&assert)
+    );
+    let summary: Value = serde_json::from_str(&stdout(&assert)).unwrap();
+    assert_eq!(
+        (&summary["done"], &summary["failed"], &summary["metric"]),
+        (&json!(2), &json!(0), &json!("mse"))
+    );
+    // The same command goes on with one more point.
+    let more = [&words[..], &["--trials", "3"]].concat();
+    let assert = bench.densely(&more).success();
+    assert_eq!(stderr(&assert).matches("trial 2: mse ").count(), 1);
+    assert!(stdout(&assert).starts_with("best of 3 trials: mse "));
+    let table = densely_data::Table::open(&bench.path("s/trials.parquet")).unwrap();
+    assert_eq!(table.row_count(), 3);
+    for name in ["model.config.ff_dim", "train.optimizer.lr", "mse"] {
+        assert!(
+            table.numbers(name).unwrap().iter().all(|x| *x > 0.0),
+            "{name}"
+        );
+    }
+
+    let best = std::fs::read_to_string(bench.path("s/best.toml")).unwrap();
+    let words = [
+        "train",
+        "s/best.toml",
+        "--data-dir",
+        data,
+        "--threads",
+        "1",
+        "--json",
+    ];
+    let run: Value = serde_json::from_str(&stdout(&bench.densely(&words).success())).unwrap();
+    let valid = run["metrics"]["mse"]["seeds"][0]["valid"].as_f64().unwrap();
+    let line = best.lines().next().unwrap();
+    assert!(
+        line.contains(&format!("mse {valid:.6} on validation rows")),
+        "{line} {valid}"
+    );
+}

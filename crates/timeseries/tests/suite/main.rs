@@ -11,4 +11,6 @@ mod m5;
 mod metrics;
 mod own_table;
 mod own_times;
+mod recipes;
 mod reconcile;
+mod tune;

@@ -1,6 +1,12 @@
 //! How a run is kept: what is logged and saved when, and where it goes on.
 
+use std::path::Path;
+
 use densely_core::{Error, Result};
+use serde::Serialize;
+use tch::Device;
+
+use super::Run;
 
 /// How often a run logs and saves, and when it stops early. None of it changes what is learnt.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +59,52 @@ impl std::str::FromStr for ResumeFrom {
                 "resume-from",
                 format!("must be `last` or `previous`, got `{other}`"),
             )),
+        }
+    }
+}
+
+/// Where and how a fit runs.
+#[derive(Debug, Clone, Copy)]
+pub struct FitOptions<'a> {
+    /// The run folder.
+    pub folder: &'a Path,
+    /// The table's path, for `config.toml`.
+    pub table: &'a Path,
+    /// Seed of initial weights, data order and dropout.
+    pub seed: u64,
+    /// Where to compute.
+    pub device: Device,
+    /// Start anew, or go on from a checkpoint.
+    pub resume: Option<ResumeFrom>,
+}
+
+/// Settings as the run folder's `config.toml` holds them.
+#[derive(Serialize)]
+struct RunConfig<'a, T> {
+    seed: u64,
+    table: &'a Path,
+    #[serde(flatten)]
+    settings: &'a T,
+}
+
+impl FitOptions<'_> {
+    /// Opens the run folder for a fit with `settings`, which `config.toml` keeps beside seed and table.
+    ///
+    /// # Errors
+    /// Those of [`Run::open`].
+    pub fn open(&self, settings: &impl Serialize, options: RunOptions) -> Result<Run> {
+        let config = RunConfig {
+            seed: self.seed,
+            table: self.table,
+            settings,
+        };
+        Run::open(self.folder, &config, self.device, options, self.resume)
+    }
+
+    /// What a fit that Ctrl-C ended returns.
+    pub fn interrupted(&self) -> Error {
+        Error::Interrupted {
+            folder: self.folder.to_owned(),
         }
     }
 }

@@ -11,3 +11,4 @@ mod metrics;
 mod report;
 mod resume;
 mod trainer;
+mod tune;

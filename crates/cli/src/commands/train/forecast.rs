@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result};
-use densely_data::{Output, write_columns};
+use densely_data::Output;
+use densely_data::write::{Format, Writer};
 use densely_timeseries::fit::{FitOptions, FitSettings, Outcome, Prepared, fit};
 use densely_train::machine::device_name;
 use densely_train::metrics::Metric;
@@ -27,10 +28,10 @@ struct Fitted {
 
 pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Result<()> {
     let compare: Option<toml::Table> = recipe.compare(&arguments.recipe)?;
-    if compare.is_some() || recipe.tune.is_some() {
+    if compare.is_some() {
         return Err(Error::config(
             "compare",
-            "recipes of the domain timeseries have neither `compare` nor `tune`",
+            "is for recipes of the domain tabular",
         ));
     }
     if arguments.export.is_some() {
@@ -42,19 +43,11 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     let (files, settings): (_, FitSettings) = recipe.fit_settings(&arguments.recipe)?;
     let path = arguments.data_dir.join(&files.file);
     let device = common.device.open()?;
-    let prepared = Prepared::new(&files.open(&arguments.data_dir)?, &settings.data, device)?;
-    if !common.quiet {
-        eprintln!(
-            "{} steps of {} series; windows of {} + {} steps: {} train, {} valid, {} test",
-            prepared.panel.len(),
-            prepared.panel.names.len(),
-            settings.data.lookback,
-            settings.data.horizon,
-            prepared.train.len(),
-            prepared.valid.len(),
-            prepared.test.len(),
-        );
-    }
+    let table = files.open(&arguments.data_dir);
+    let table = table.map_err(|error| recipe.explain(error))?;
+    let prepared = Prepared::new(&table, &settings.data, device)?;
+    drop(table);
+    describe(&prepared, &settings, common);
     let out = arguments
         .out
         .clone()
@@ -136,32 +129,68 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     Ok(())
 }
 
+/// Says what was understood of the table.
+pub(in crate::commands) fn describe(prepared: &Prepared, settings: &FitSettings, common: &Common) {
+    if !common.quiet {
+        eprintln!(
+            "{} steps of {} series; windows of {} + {} steps: {} train, {} valid, {} test",
+            prepared.panel.len(),
+            prepared.panel.names.len(),
+            settings.data.lookback,
+            settings.data.horizon,
+            prepared.train.len(),
+            prepared.valid.len(),
+            prepared.test.len(),
+        );
+    }
+}
+
+/// Numbers that are converted at once.
+const PIECE: i64 = 1 << 22;
+
 /// Targets and forecasts of every test window on the standardised scale, a row per window and step, from which anyone can compute
-/// the errors again.
+/// the errors again. Written piece by piece: of hundreds of series all windows would not fit into memory a second time.
 fn write_predictions(prepared: &Prepared, outcome: &Outcome, folder: &Path) -> Result<()> {
     let size = outcome.predictions.size(); // [windows, horizon, channels]
-    let numbers = |xs: Tensor| -> Result<Output> {
+    let path = folder.join("predictions.parquet");
+    let windows = (PIECE / (size[1] * size[2]).max(1)).max(1);
+    densely_core::fs::write_with(&path, |file| {
+        let mut writer = Writer::new(file, &path, Format::Parquet)?;
+        for first in (0..size[0]).step_by(windows as usize) {
+            let count = windows.min(size[0] - first);
+            writer.write(&rows(prepared, outcome, first, count)?)?;
+        }
+        writer.finish()
+    })
+}
+
+/// The rows of `count` windows from `first` on.
+fn rows(
+    prepared: &Prepared,
+    outcome: &Outcome,
+    first: i64,
+    count: i64,
+) -> Result<Vec<(String, Output)>> {
+    let size = [count, outcome.predictions.size()[1]];
+    let numbers = |xs: &Tensor| -> Result<Output> {
         Ok(Output::Numbers(Vec::try_from(
             xs.to_kind(Kind::Double).flatten(0, -1).contiguous(),
         )?))
     };
-    let counted = |n: i64| Tensor::arange(n, (Kind::Double, tch::Device::Cpu));
-    let windows = counted(size[0])
-        .unsqueeze(1)
-        .expand([size[0], size[1]], false);
-    let steps = counted(size[1])
-        .unsqueeze(0)
-        .expand([size[0], size[1]], false);
+    let counted =
+        |from: i64, n: i64| Tensor::arange_start(from, from + n, (Kind::Double, tch::Device::Cpu));
+    let windows = counted(first, count).unsqueeze(1).expand(size, false);
+    let steps = counted(0, size[1]).unsqueeze(0).expand(size, false);
     let mut columns = vec![
-        ("window".to_owned(), numbers(windows)?),
-        ("step".to_owned(), numbers(steps)?),
+        ("window".to_owned(), numbers(&windows)?),
+        ("step".to_owned(), numbers(&steps)?),
     ];
     for (channel, name) in prepared.panel.names.iter().enumerate() {
-        let of = |xs: &Tensor| numbers(xs.select(2, channel as i64));
+        let of = |xs: &Tensor| numbers(&xs.narrow(0, first, count).select(2, channel as i64));
         columns.push((name.clone(), of(&outcome.targets)?));
         columns.push((format!("{name}_forecast"), of(&outcome.predictions)?));
     }
-    write_columns(&folder.join("predictions.parquet"), &columns)
+    Ok(columns)
 }
 
 /// The course of training, and the forecast of one test window of the last series.

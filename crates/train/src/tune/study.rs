@@ -19,14 +19,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result};
-use densely_data::{Output, write_columns};
-use densely_train::metrics::Metric;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Method;
 use super::space::{Choice, RangeSettings, Space, Tried};
-use crate::fit::Outcome;
-use crate::settings::FitSettings;
+use crate::metrics::{Direction, Metric};
 
 const PLAN: &str = "study.json";
 const RECORD: &str = "trial.json";
@@ -36,19 +34,52 @@ const FORMAT_VERSION: u32 = 1;
 const MAX_DEATHS: u32 = 5;
 
 /// What all trials of a study share.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     /// Seed of the proposals, and of initial weights, data order and dropout in each trial.
     pub seed: u64,
-    /// Trials at random at the start.
+    /// How settings are chosen.
+    #[serde(skip_serializing_if = "is_tpe")]
+    pub method: Method,
+    /// Trials at random at the start; a grid has none.
     pub startup: u64,
     /// The validation score that compares trials.
     pub metric: Metric,
     /// What may be chosen.
     pub space: BTreeMap<String, RangeSettings>,
-    /// Settings that a trial starts from.
-    pub base: FitSettings,
+    /// Settings that a trial starts from, as JSON; [`apply`](super::apply) makes a trial's of them.
+    pub base: Value,
+}
+
+/// Studies that were begun before there were grids name no method.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_tpe(method: &Method) -> bool {
+    *method == Method::Tpe
+}
+
+/// Trials in all, when the settings do not say.
+const TRIALS: u64 = 100;
+
+/// What a finished fit found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// Validation scores of its best epoch.
+    pub scores: Vec<(Metric, f64)>,
+    /// Epochs trained.
+    pub epochs: u64,
+    /// Trainable values of the model.
+    pub parameters: u64,
+    /// Seconds of the process that ended it.
+    pub seconds: f64,
+}
+
+/// A column of the table of trials.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Column {
+    /// Numbers; what a trial does not have is not a number.
+    Numbers(Vec<f64>),
+    /// Texts; what a trial does not have is empty.
+    Texts(Vec<String>),
 }
 
 /// Where a trial stands.
@@ -128,16 +159,23 @@ pub struct Study {
 }
 
 impl Study {
-    /// Begins the study in `folder`, or goes on with it, up to `trials` trials.
+    /// Begins the study in `folder`, or goes on with it, up to `trials` trials: 100 when `None`. A grid ends with its last point.
     ///
     /// # Errors
     /// [`Error::Config`] for a bad space, and when the folder's study has another plan, naming what differs;
     /// [`Error::Corrupt`] and [`Error::Io`] of the folder.
-    pub fn open(folder: &Path, plan: Plan, trials: u64) -> Result<Self> {
+    pub fn open(folder: &Path, plan: Plan, trials: Option<u64>) -> Result<Self> {
+        let space = Space::new(&plan.space)?;
+        let trials = match plan.method {
+            Method::Tpe => trials.unwrap_or(TRIALS),
+            Method::Grid => {
+                let points = space.points()?;
+                trials.map_or(points, |trials| trials.min(points))
+            }
+        };
         if trials == 0 {
             return Err(Error::config("tune.trials", "must be at least 1, got 0"));
         }
-        let space = Space::new(&plan.space)?;
         let study = Self {
             folder: folder.to_owned(),
             plan,
@@ -167,6 +205,11 @@ impl Study {
     /// What its trials share.
     pub const fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Trials in all.
+    pub const fn size(&self) -> u64 {
+        self.trials
     }
 
     fn lock(&self) -> Result<File> {
@@ -275,10 +318,14 @@ impl Study {
 
     fn propose(&self, number: u64, tried: &[Tried]) -> Result<Trial> {
         let Plan { seed, startup, .. } = self.plan;
+        let choice = match self.plan.method {
+            Method::Tpe => self.space.propose(seed, number, startup, tried)?,
+            Method::Grid => self.space.point(seed, number)?,
+        };
         Ok(Trial {
             number,
             state: State::Running,
-            choice: self.space.propose(seed, number, startup, tried)?,
+            choice,
             score: None,
             scores: BTreeMap::new(),
             epochs: None,
@@ -291,8 +338,8 @@ impl Study {
 
     fn tried(&self, trial: &Trial) -> Tried {
         let towards_lower = |score: f64| match self.plan.metric.direction() {
-            densely_train::Direction::Lower => score,
-            densely_train::Direction::Higher => -score,
+            Direction::Lower => score,
+            Direction::Higher => -score,
         };
         Tried {
             choice: trial.choice.clone(),
@@ -300,24 +347,23 @@ impl Study {
         }
     }
 
-    /// Writes the table of trials and, when one is done, `best.toml` with the text that `recipe` makes of it.
+    /// Gives the table of trials, a row for each, to `table`, and the best one to `best`, with the study's folder, for them to be
+    /// written there; no other process does so meanwhile.
     ///
     /// # Errors
-    /// Those of `recipe`; [`Error::Io`].
-    pub fn publish(&self, recipe: impl FnOnce(&Trial) -> Result<String>) -> Result<()> {
+    /// Those of `table` and `best`; [`Error::Corrupt`] and [`Error::Io`] of the folder.
+    pub fn publish(
+        &self,
+        table: impl FnOnce(&Path, Vec<(String, Column)>) -> Result<()>,
+        best: impl FnOnce(&Path, &Trial) -> Result<()>,
+    ) -> Result<()> {
         let _lock = self.lock()?;
         let trials = self.trials()?;
-        let name = if cfg!(feature = "parquet") {
-            "trials.parquet"
-        } else {
-            "trials.csv"
-        };
-        write_columns(&self.folder.join(name), &columns(&self.plan, &trials))?;
-        if let Some(best) = self.best(&trials) {
-            let path = self.folder.join("best.toml");
-            densely_core::fs::write(&path, recipe(best)?.as_bytes())?;
+        table(&self.folder, columns(&self.plan, &trials))?;
+        match self.best(&trials) {
+            None => Ok(()),
+            Some(trial) => best(&self.folder, trial),
         }
-        Ok(())
     }
 }
 
@@ -376,8 +422,8 @@ impl Claim {
     ///
     /// # Errors
     /// [`Error::Io`] when the record cannot be written.
-    pub fn succeed(mut self, outcome: &Outcome, metric: Metric) -> Result<Trial> {
-        let scores = outcome.valid.iter();
+    pub fn succeed(mut self, found: &Found, metric: Metric) -> Result<Trial> {
+        let scores = found.scores.iter();
         self.trial.scores = scores
             .map(|(m, value)| (m.name().to_owned(), *value))
             .collect();
@@ -387,9 +433,9 @@ impl Claim {
         };
         self.trial.state = State::Done;
         self.trial.score = Some(score);
-        self.trial.epochs = Some(outcome.epochs);
-        self.trial.parameters = Some(outcome.parameters);
-        self.trial.seconds = Some(outcome.seconds);
+        self.trial.epochs = Some(found.epochs);
+        self.trial.parameters = Some(found.parameters);
+        self.trial.seconds = Some(found.seconds);
         self.save()?;
         for name in ["last", "previous"] {
             // What remains takes space and does no harm.
@@ -510,17 +556,17 @@ fn check_same(folder: &Path, theirs: &Value, ours: &Value) -> Result<()> {
     Err(Error::config("tune", reason))
 }
 
-/// A row per trial; what a trial does not have is not a number, or an empty text.
-fn columns(plan: &Plan, trials: &[Trial]) -> Vec<(String, Output)> {
+/// A row per trial.
+fn columns(plan: &Plan, trials: &[Trial]) -> Vec<(String, Column)> {
     let numbers = |of: &dyn Fn(&Trial) -> Option<f64>| {
-        Output::Numbers(
+        Column::Numbers(
             trials
                 .iter()
                 .map(|trial| of(trial).unwrap_or(f64::NAN))
                 .collect(),
         )
     };
-    let texts = |of: &dyn Fn(&Trial) -> String| Output::Texts(trials.iter().map(of).collect());
+    let texts = |of: &dyn Fn(&Trial) -> String| Column::Texts(trials.iter().map(of).collect());
     let mut columns = vec![
         (
             "number".to_owned(),

@@ -1,4 +1,4 @@
-//! What a study may choose, and how it chooses: at random first, then by tree-structured Parzen estimators.
+//! What a study may choose, and how it chooses: at random first, then by tree-structured Parzen estimators; or every point of a grid.
 //!
 //! Paper: Bergstra, Bardenet, Bengio, Kégl 2011, "Algorithms for Hyper-Parameter Optimization". Each setting has
 //! estimators of its own, a tenth of the trials counts as good, and the best of 24 draws is proposed: the rules of
@@ -7,14 +7,17 @@
 use std::collections::BTreeMap;
 
 use densely_core::{Error, Result};
-use densely_train::step_seed;
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::models::ModelConfig;
-use crate::settings::FitSettings;
+use crate::machine::step_seed;
+
+/// Most points of a grid; nobody trains more.
+const MAX_POINTS: u64 = 100_000;
 
 /// The settings of a trial, by name (`train.optimizer.lr`).
 pub type Choice = BTreeMap<String, Value>;
@@ -204,6 +207,15 @@ impl Range {
         Some(place.clamp(start, end.next_down()))
     }
 
+    /// Values, where they can be counted.
+    const fn points(&self) -> Option<u64> {
+        match self {
+            Self::Number { .. } => None,
+            Self::Int { last, .. } => Some(*last as u64 + 1),
+            Self::Choice(values) => Some(values.len() as u64),
+        }
+    }
+
     const fn or_zero(&self) -> bool {
         matches!(self, Self::Number { or_zero: true, .. })
     }
@@ -252,24 +264,66 @@ impl Space {
         Ok(Self { ranges })
     }
 
-    /// Fails unless every range can stand in `base`: the setting exists and both ends are of its type.
+    /// Fails unless every range can stand in `base`: the setting exists, both ends are of its type, and `valid` takes them.
     ///
     /// # Errors
     /// [`Error::Config`] naming the setting.
-    pub fn check(&self, base: &FitSettings) -> Result<()> {
+    pub fn check<T: DeserializeOwned>(
+        &self,
+        base: &Value,
+        valid: impl Fn(&T) -> Result<()>,
+    ) -> Result<()> {
         for (name, range) in &self.ranges {
             for value in range.ends() {
                 let settings = apply(base, &BTreeMap::from([(name.clone(), value)]))?;
-                let wrong = |e: Error| Error::config(format!("tune.space.{name}"), e.to_string());
-                settings.train.validate().map_err(wrong)?;
-                // Without data only the names and types of the model's fields can be checked.
-                let model = settings.model.resolve(None, None, &[2], 1);
-                model
-                    .and_then(|config: ModelConfig| config.validate())
-                    .map_err(wrong)?;
+                valid(&settings)
+                    .map_err(|e| Error::config(format!("tune.space.{name}"), e.to_string()))?;
             }
         }
         Ok(())
+    }
+
+    /// Points of the grid of all values.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming a range between whose ends lie more numbers than can be counted, and for more than 100,000 points.
+    pub fn points(&self) -> Result<u64> {
+        let mut points: u64 = 1;
+        for (name, range) in &self.ranges {
+            let Some(count) = range.points() else {
+                let reason = "a grid needs values that can be counted: take `choice`, such as `{ choice = [0.0001, 0.001] }`, or `int`";
+                return Err(Error::config(format!("tune.space.{name}"), reason));
+            };
+            points = points.saturating_mul(count);
+        }
+        if points > MAX_POINTS {
+            let reason = format!(
+                "a grid may have {MAX_POINTS} points, this one has {points}: take fewer values, or the method `tpe`"
+            );
+            return Err(Error::config("tune.space", reason));
+        }
+        Ok(points)
+    }
+
+    /// The settings of trial `number` of a grid: every point once, in an order that `seed` shuffles.
+    ///
+    /// # Errors
+    /// Those of [`points`](Self::points); [`Error::Config`] for a number that the grid does not have.
+    pub fn point(&self, seed: u64, number: u64) -> Result<Choice> {
+        let points = self.points()?;
+        let mut order: Vec<u64> = (0..points).collect();
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(step_seed(seed, 0) as u64));
+        let Some(mut rest) = order.get(number as usize).copied() else {
+            let reason = format!("the grid has {points} points and none with the number {number}");
+            return Err(Error::config("tune.space", reason));
+        };
+        let mut choice = Choice::new();
+        for (name, range) in self.ranges.iter().rev() {
+            let count = range.points().unwrap_or(1);
+            choice.insert(name.clone(), range.value((rest % count) as f64));
+            rest /= count;
+        }
+        Ok(choice)
     }
 
     /// The settings of trial `number`: at random for the first `startup` trials, then where good ones of `tried` are
@@ -340,35 +394,35 @@ impl Space {
 /// # Errors
 /// [`Error::Config`] naming the setting that does not exist or is of another type; settings of `data` are refused,
 /// since all trials must see the same rows.
-pub fn apply(base: &FitSettings, choice: &Choice) -> Result<FitSettings> {
-    let mut settings = base.clone();
+pub fn apply<T: DeserializeOwned>(base: &Value, choice: &Choice) -> Result<T> {
+    let mut whole = base.clone();
     for (name, value) in choice {
         let wrong = |reason: String| Error::config(format!("tune.space.{name}"), reason);
-        let invalid = |e: serde_json::Error| wrong(e.to_string());
-        let (part, path) = name.split_once('.').unwrap_or((name, ""));
-        match part {
-            "model" => {
-                let mut whole = serde_json::to_value(&settings.model).map_err(invalid)?;
-                set(&mut whole, path, value).map_err(wrong)?;
-                settings.model = serde_json::from_value(whole).map_err(invalid)?;
-            }
-            "train" => {
-                let mut whole = serde_json::to_value(&settings.train).map_err(invalid)?;
-                set(&mut whole, path, value).map_err(wrong)?;
-                settings.train = serde_json::from_value(whole).map_err(invalid)?;
-            }
-            _ => return Err(wrong("must be a setting of `model` or `train`".to_owned())),
+        if !["model", "train"].contains(&name.split('.').next().unwrap_or_default()) {
+            return Err(wrong("must be a setting of `model` or `train`".to_owned()));
         }
+        if !name.contains('.') {
+            return Err(wrong(UNNAMED.to_owned()));
+        }
+        set(&mut whole, name, value).map_err(wrong)?;
     }
-    Ok(settings)
+    serde_json::from_value(whole).map_err(|e| {
+        let place = match choice.keys().next() {
+            Some(name) if choice.len() == 1 => format!("tune.space.{name}"),
+            _ => "tune.space".to_owned(),
+        };
+        Error::config(place, e.to_string())
+    })
 }
+
+const UNNAMED: &str = "must name a setting, such as `train.optimizer.lr`";
 
 /// Puts `value` at `path`, making tables on the way.
 fn set(whole: &mut Value, path: &str, value: &Value) -> std::result::Result<(), String> {
     let mut place = whole;
     for part in path.split('.') {
         if part.is_empty() {
-            return Err("must name a setting, such as `train.optimizer.lr`".to_owned());
+            return Err(UNNAMED.to_owned());
         }
         if place.is_null() {
             *place = Value::Object(serde_json::Map::new());
