@@ -160,6 +160,13 @@ impl TableSettings {
                 Values::Number { .. } if column.missing() < table.row_count() => {
                     numbers.push(name.clone());
                 }
+                Values::Text { names, .. } if mostly_numbers(names) => {
+                    let why = table.numbers(name).err();
+                    let why = why.map_or(String::new(), |error| format!(" ({error})"));
+                    notes.push(format!(
+                        "column `{name}` has texts among its numbers and is not used{why}"
+                    ));
+                }
                 _ => others.push(name.clone()),
             }
         }
@@ -225,6 +232,12 @@ impl TableSettings {
             .as_deref()
             .ok_or_else(|| Error::config("time", "is not resolved"))
     }
+}
+
+/// Whether more than half of the distinct texts are numbers, so that a text among them is likely a slip.
+fn mostly_numbers(names: &[String]) -> bool {
+    let numbers = names.iter().filter(|name| name.parse::<f64>().is_ok());
+    2 * numbers.count() > names.len()
 }
 
 /// At most ten names in backquotes.

@@ -58,6 +58,29 @@ fn says(panel: &Panel, part: &str) {
 }
 
 #[test]
+fn a_slip_in_a_column_of_numbers_is_named() -> Result<()> {
+    let mut text = "time,load,sun\n".to_owned();
+    for hour in 0..50 {
+        let load = if hour == 7 {
+            "n/a?".to_owned()
+        } else {
+            hour.to_string()
+        };
+        writeln!(text, "{},{load},{hour}", stamp(hour)).expect("a string");
+    }
+    let panel = read(&text, &TableSettings::default())?;
+    says(
+        &panel,
+        "column `load` has texts among its numbers and is not used",
+    );
+    says(
+        &panel,
+        "row 9, column `load`: expected a number, got `n/a?`",
+    );
+    Ok(())
+}
+
+#[test]
 fn short_gaps_are_filled_and_said_and_long_ones_are_refused_with_advice() -> Result<()> {
     let plain = TableSettings::default();
     let short = hours((0..48).filter(|hour| ![10, 11, 30].contains(hour)));
