@@ -6,7 +6,8 @@ writes python/reference/patchtsmixer-etth1-96.json: mean squared error on all te
 per seed, mean and sample standard deviation.
 
 The loop is that of `transformers.Trainer` with the notebook's arguments, written out: AdamW (1e-4, no weight decay) with a linear decay over 100
-epochs, gradients clipped at 1, batches of 32, at most 100 epochs, patience 5 with a least improvement of 1e-3.
+epochs, gradients clipped at 1, batches of 32, at most 100 epochs, patience 5 with a least improvement of 1e-3. The weights start as PyTorch's
+layers start them, as in the notebook's days (`post_init=False` was the default until transformers 5, which always draws from N(0, 0.02)).
 """
 
 import importlib.metadata
@@ -44,6 +45,9 @@ def run(data: dict[str, torch.Tensor], seed: int) -> dict:
     torch.manual_seed(seed)
     start = time.perf_counter()
     model = PatchTSMixerForPrediction(PatchTSMixerConfig(**CONFIG))
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.reset_parameters()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     each = -(-len(data["train"]) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (EPOCHS * each))

@@ -1,6 +1,6 @@
 //! Blocks that several forecasting models use.
 
-use densely_core::nn::{Linear, buffer, parameter};
+use densely_core::nn::{self, Linear, buffer, parameter};
 use densely_torch_ext::fused;
 use serde::{Deserialize, Serialize};
 use tch::nn::{ModuleT, Path};
@@ -12,11 +12,7 @@ const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 pub fn glorot_linear(vs: &Path, inputs: i64, outputs: i64) -> Linear {
     let bound = (6.0 / (inputs + outputs) as f64).sqrt();
     Linear {
-        weight: parameter(
-            vs,
-            "weight",
-            &densely_core::nn::uniform(&[outputs, inputs], bound),
-        ),
+        weight: parameter(vs, "weight", &nn::uniform(&[outputs, inputs], bound)),
         bias: Some(parameter(vs, "bias", &Tensor::zeros([outputs], CPU))),
     }
 }
@@ -213,8 +209,11 @@ impl Running {
     }
 }
 
-/// A [`Linear`] with weight N(0, `std`) and bias 0.
-pub fn normal_linear(vs: &Path, inputs: i64, outputs: i64, std: f64) -> Linear {
+/// A [`Linear`] with weight N(0, `std`) and bias 0, or with PyTorch's own first weights.
+pub fn linear_from(vs: &Path, inputs: i64, outputs: i64, std: Option<f64>) -> Linear {
+    let Some(std) = std else {
+        return nn::linear(vs, inputs, outputs);
+    };
     Linear {
         weight: parameter(
             vs,

@@ -31,7 +31,7 @@ use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
 use crate::distributions::Distribution;
-use crate::layers::normal_linear;
+use crate::layers::linear_from;
 use crate::models::absent;
 use blocks::{InjectScale, Layer, Sizes};
 pub use config::{Aggregation, Head, Mode, NormKind, PatchTsMixerConfig, Positions, Scaling};
@@ -53,11 +53,11 @@ impl PatchTsMixerConfig {
         let scaled = self.scaling != Scaling::None;
         let inject = matches!(self.head, Head::Classification | Head::Regression) && scaled;
         Ok(PatchTsMixer {
-            patcher: normal_linear(
+            patcher: linear_from(
                 &(&encoder / "patcher"),
                 self.patch_length,
                 self.d_model,
-                self.init_std,
+                self.initial_std(),
             ),
             positions,
             layers: (0..self.num_layers)
@@ -92,7 +92,7 @@ impl PatchTsMixerConfig {
             norm: self.norm_mlp,
             norm_eps: self.norm_eps,
             attention_heads: self.self_attn.then_some(self.self_attn_heads),
-            init_std: Some(self.init_std),
+            init_std: self.initial_std(),
         }
     }
 
@@ -138,12 +138,12 @@ impl PatchTsMixerConfig {
         };
         let vs = vs / name;
         match self.distribution() {
-            None => vec![normal_linear(&vs, inputs, outputs, self.init_std)],
+            None => vec![linear_from(&vs, inputs, outputs, self.initial_std())],
             Some(distribution) => {
                 let proj = &vs / "proj";
                 let parameters = 0..distribution.parameters().len() as i64;
                 parameters
-                    .map(|j| normal_linear(&(&proj / j), inputs, outputs, self.init_std))
+                    .map(|j| linear_from(&(&proj / j), inputs, outputs, self.initial_std()))
                     .collect()
             }
         }

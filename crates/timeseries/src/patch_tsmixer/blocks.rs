@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::Features;
 use super::config::{NormKind, PatchTsMixerConfig};
-use crate::layers::normal_linear;
+use crate::layers::linear_from;
 
 /// What a layer is made of.
 #[derive(Debug, Clone, Copy)]
@@ -43,10 +43,7 @@ pub(crate) struct Sizes {
 impl Sizes {
     /// A linear layer with this model's initial weights.
     pub(crate) fn linear(&self, vs: &Path, inputs: i64, outputs: i64) -> Linear {
-        match self.init_std {
-            Some(std) => normal_linear(vs, inputs, outputs, std),
-            None => nn::linear(vs, inputs, outputs),
-        }
+        linear_from(vs, inputs, outputs, self.init_std)
     }
 
     /// Multiply-accumulates of a layer's matrix products for one window.
@@ -387,7 +384,7 @@ impl InjectScale {
     pub(super) fn new(vs: &Path, config: &PatchTsMixerConfig) -> Self {
         let d = config.d_model;
         let linear = |name: &str, inputs, outputs| {
-            normal_linear(&(vs / name), inputs, outputs, config.init_std)
+            linear_from(&(vs / name), inputs, outputs, config.initial_std())
         };
         Self {
             expansion: linear("inverse_trans_expansion", d + 2, 2 * d),

@@ -50,6 +50,9 @@ pub struct PatchTsMixerConfig {
     pub positional_encoding_type: Positions,
     /// How each window is scaled.
     pub scaling: Scaling,
+    /// Whether linear layers start from N(0, `init_std`) and zero biases, as `transformers` 5 always does. `false` starts them as PyTorch's layers,
+    /// the default of `transformers` 4, with which the authors' published runs were made.
+    pub post_init: bool,
     /// Standard deviation of the initial weights.
     pub init_std: f64,
     /// Probability of dropping an activation before the head.
@@ -97,6 +100,7 @@ impl Default for PatchTsMixerConfig {
             use_positional_encoding: false,
             positional_encoding_type: Positions::Sincos,
             scaling: Scaling::Std,
+            post_init: true,
             init_std: 0.02,
             head_dropout: 0.7,
             prediction_length: 96,
@@ -264,6 +268,11 @@ impl PatchTsMixerConfig {
         }
         config.validate()?;
         Ok(config)
+    }
+
+    /// Standard deviation of a linear layer's first weights; `None` draws them as PyTorch does.
+    pub(super) fn initial_std(&self) -> Option<f64> {
+        self.post_init.then_some(self.init_std)
     }
 
     /// Patches of a window, n.

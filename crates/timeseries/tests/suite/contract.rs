@@ -90,6 +90,37 @@ fn macs_are_those_of_the_config() -> Result<()> {
     Ok(())
 }
 
+/// `post_init` chooses between the first weights of `transformers` 5 and those of PyTorch's layers.
+#[test]
+fn patchtsmixer_starts_from_either_law() -> Result<()> {
+    for post_init in [true, false] {
+        let vs = VarStore::new(tch::Device::Cpu);
+        let preset = densely_core::registry::find(PRESETS, "patchtsmixer-forecast")?;
+        let config = preset.config_with(&json!({ "post_init": post_init }))?;
+        seeded(0, || (preset.build)(&config, &vs.root()))?;
+        let variables = vs.variables();
+        let weight = &variables["head.base_forecast_block.weight"]; // [96, 3072]
+        let bias = &variables["head.base_forecast_block.bias"];
+        let bound = 1.0 / 3072f64.sqrt();
+        let (std, largest) = (
+            weight.std(true).double_value(&[]),
+            weight.abs().max().double_value(&[]),
+        );
+        let biased = bias.abs().max().double_value(&[]);
+        if post_init {
+            assert!((std - 0.02).abs() < 2e-4, "{std}");
+            assert_eq!(biased, 0.0);
+        } else {
+            assert!(
+                (std - bound / 3f64.sqrt()).abs() < 1e-4 && largest <= bound,
+                "{std} {largest}"
+            );
+            assert!(biased > 0.0 && biased <= bound, "{biased}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn wrong_configs_are_errors_that_name_the_field() {
     for (name, config, part) in [
