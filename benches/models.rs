@@ -6,11 +6,11 @@ use tch::Device;
 
 fn benches(criterion: &mut Criterion) {
     for workload in workloads() {
-        let mut group = criterion.benchmark_group(workload.name());
+        let mut group = criterion.benchmark_group(workload.about().name);
         group.sample_size(10);
         // A step takes up to seconds: as many repetitions in each sample.
         group.sampling_mode(SamplingMode::Flat);
-        for &(phase, rows) in workload.cases() {
+        for &(phase, rows) in workload.about().cases {
             group.throughput(Throughput::Elements(rows as u64));
             match phase {
                 Phase::Train => group.bench_function(format!("train-{rows}"), |b| {

@@ -18,7 +18,7 @@
 use std::io::BufRead;
 use std::time::Instant;
 
-use densely_benches::{Phase, Work, Workload, workloads};
+use densely_benches::{About, Phase, Work, Workload, workloads};
 use densely_core::weights::hex;
 use densely_core::{Device, Error, Result};
 use densely_torch_ext::cuda::Timer;
@@ -164,9 +164,11 @@ fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words.first().is_some_and(|word| word == "--list") {
         for workload in workloads() {
-            for (phase, batch) in workload.cases() {
+            for (phase, batch) in workload.about().cases {
                 let phase = format!("{phase:?}").to_lowercase();
-                let (name, model, peer) = (workload.name(), workload.model(), workload.peer());
+                let About {
+                    name, model, peer, ..
+                } = workload.about();
                 println!(
                     "{}",
                     json!({"workload": name, "model": model, "phase": phase, "batch": batch, "peer": peer})
@@ -182,7 +184,9 @@ fn main() -> Result<()> {
         ));
     };
     let unknown = || Error::config("workload", format!("there is none named `{name}`"));
-    let workload = workloads().find(|w| w.name() == name).ok_or_else(unknown)?;
+    let workload = workloads()
+        .find(|w| w.about().name == name)
+        .ok_or_else(unknown)?;
     let phase: Phase = phase.parse()?;
     let rows: i64 = batch
         .parse()

@@ -5,8 +5,11 @@
 mod tabular;
 mod timeseries;
 
-use densely_core::{Error, Result};
-use tch::{Device, Tensor};
+use densely_core::{Error, Result, nn};
+use densely_torch_ext::Autocast;
+use densely_train::optim::Optimizer;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
 
 /// What is done with the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,16 +35,23 @@ impl std::str::FromStr for Phase {
     }
 }
 
+/// How a workload is known.
+#[derive(Debug, Clone, Copy)]
+pub struct About {
+    /// Name in tables and on the command line.
+    pub name: &'static str,
+    /// Preset.
+    pub model: &'static str,
+    /// The script in `peers` that does the same work.
+    pub peer: &'static str,
+    /// The phases and batch sizes that are measured.
+    pub cases: &'static [(Phase, i64)],
+}
+
 /// A model of a size, as both sides measure it.
 pub trait Workload: std::fmt::Debug + Sync {
-    /// Name in tables and on the command line.
-    fn name(&self) -> &'static str;
-    /// Preset.
-    fn model(&self) -> &'static str;
-    /// The script in `peers` that does the same work.
-    fn peer(&self) -> &'static str;
-    /// The phases and batch sizes that are measured.
-    fn cases(&self) -> &'static [(Phase, i64)];
+    /// How it is known.
+    fn about(&self) -> About;
     /// Builds the model and `rows` rows on `device`, all from one seed; `bf16` runs under autocast.
     ///
     /// # Errors
@@ -63,13 +73,38 @@ pub trait Work: std::fmt::Debug {
     /// # Errors
     /// Those of the model.
     fn infer(&self) -> Result<Tensor>;
+    /// The loss on all rows; dropout in training only.
+    ///
+    /// # Errors
+    /// Those of the model.
+    fn loss(&self, train: bool) -> Result<Tensor>;
+    /// The parameters and what moves them.
+    fn trained(&mut self) -> (&VarStore, &mut Optimizer);
+
     /// Loss and norm of all gradients without dropout, for a check that both sides compute the same function.
     ///
     /// # Errors
     /// Those of the model and of libtorch.
-    fn loss_and_gradient_norm(&mut self) -> Result<(f64, f64)>;
+    fn loss_and_gradient_norm(&mut self) -> Result<(f64, f64)> {
+        let loss = self.loss(false)?;
+        let (_, optimizer) = self.trained();
+        optimizer.zero_grad()?;
+        loss.f_backward()?;
+        let norm = optimizer.clip_grad_norm(f64::INFINITY)?;
+        optimizer.zero_grad()?;
+        Ok((loss.double_value(&[]), norm.double_value(&[])))
+    }
+
     /// Bytes of all trainable parameters.
-    fn parameter_bytes(&self) -> u64;
+    fn parameter_bytes(&mut self) -> u64 {
+        4 * nn::parameter_count(self.trained().0)
+    }
+}
+
+/// Autocast to bf16 where it is asked for.
+fn autocast(bf16: bool, device: Device) -> Result<Option<Autocast>> {
+    let on = || Autocast::new(device, Kind::BFloat16).map_err(Error::torch);
+    bf16.then(on).transpose()
 }
 
 /// Everything that is measured.

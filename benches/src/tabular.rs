@@ -1,16 +1,15 @@
 //! TabM and relatives on rows of numbers; the Python side is `peers/tabular.py`.
 
-use densely_core::{Error, Result, nn, seeded};
+use densely_core::{Result, nn, seeded};
 use densely_tabular::bins::quantile_bins;
 use densely_tabular::models::{ModelConfig, TabularModel};
 use densely_tabular::task::{Task, members_loss};
-use densely_torch_ext::Autocast;
 use densely_train::optim::{AdamWConfig, OptimConfig, Optimizer};
 use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use crate::{Phase, Work, Workload};
+use crate::{About, Phase, Work, Workload, autocast};
 
 /// Rows that the bins of an embedding are made from.
 const BIN_ROWS: i64 = 10_000;
@@ -90,20 +89,13 @@ const CASES: [(Phase, i64); 5] = [
 ];
 
 impl Workload for Tabular {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn model(&self) -> &'static str {
-        self.model
-    }
-
-    fn peer(&self) -> &'static str {
-        "tabular.py"
-    }
-
-    fn cases(&self) -> &'static [(Phase, i64)] {
-        &CASES
+    fn about(&self) -> About {
+        About {
+            name: self.name,
+            model: self.model,
+            peer: "tabular.py",
+            cases: &CASES,
+        }
     }
 
     fn build(&self, rows: i64, device: Device, bf16: bool) -> Result<Box<dyn Work>> {
@@ -166,21 +158,6 @@ impl Workload for Tabular {
     }
 }
 
-impl Bench {
-    fn autocast(&self) -> Result<Option<Autocast>> {
-        let on = || Autocast::new(self.store.device(), Kind::BFloat16).map_err(Error::torch);
-        self.bf16.then(on).transpose()
-    }
-
-    fn loss(&self, train: bool) -> Result<Tensor> {
-        let ys = {
-            let _autocast = self.autocast()?;
-            self.model.forward_members(Some(&self.x_num), None, train)?
-        };
-        Ok(members_loss(&ys, &self.y, None, Task::Regression))
-    }
-}
-
 impl Work for Bench {
     /// Clips at 1, then AdamW; dropout 0.1.
     fn train_step(&mut self) -> Result<()> {
@@ -194,21 +171,20 @@ impl Work for Bench {
     /// Averaged over the members, `[rows]`.
     fn infer(&self) -> Result<Tensor> {
         let _inference = densely_torch_ext::InferenceMode::new();
-        let _autocast = self.autocast()?;
+        let _autocast = autocast(self.bf16, self.store.device())?;
         let ys = self.model.forward_members(Some(&self.x_num), None, false)?;
         Ok(ys.mean_dim([1i64, 2].as_slice(), false, Kind::Float))
     }
 
-    fn loss_and_gradient_norm(&mut self) -> Result<(f64, f64)> {
-        let loss = self.loss(false)?;
-        self.optimizer.zero_grad()?;
-        loss.f_backward()?;
-        let norm = self.optimizer.clip_grad_norm(f64::INFINITY)?;
-        self.optimizer.zero_grad()?;
-        Ok((loss.double_value(&[]), norm.double_value(&[])))
+    fn loss(&self, train: bool) -> Result<Tensor> {
+        let ys = {
+            let _autocast = autocast(self.bf16, self.store.device())?;
+            self.model.forward_members(Some(&self.x_num), None, train)?
+        };
+        Ok(members_loss(&ys, &self.y, None, Task::Regression))
     }
 
-    fn parameter_bytes(&self) -> u64 {
-        4 * nn::parameter_count(&self.store)
+    fn trained(&mut self) -> (&VarStore, &mut Optimizer) {
+        (&self.store, &mut self.optimizer)
     }
 }

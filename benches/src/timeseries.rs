@@ -1,15 +1,14 @@
 //! The mixers at the size of ETTh1; the Python side is `peers/timeseries.py`.
 
-use densely_core::{Error, Result, nn, seeded};
+use densely_core::{Result, nn, seeded};
 use densely_timeseries::fit::{Forecaster, build};
 use densely_timeseries::models::PRESETS;
-use densely_torch_ext::Autocast;
 use densely_train::optim::{AdamConfig, OptimConfig, Optimizer};
 use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
 
-use crate::{Phase, Work, Workload};
+use crate::{About, Phase, Work, Workload, autocast};
 
 /// A forecaster on windows of 512 steps of 7 series, 96 steps ahead.
 #[derive(Debug)]
@@ -53,20 +52,13 @@ impl TimeSeries {
 }
 
 impl Workload for TimeSeries {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn model(&self) -> &'static str {
-        self.model
-    }
-
-    fn peer(&self) -> &'static str {
-        "timeseries.py"
-    }
-
-    fn cases(&self) -> &'static [(Phase, i64)] {
-        &CASES
+    fn about(&self) -> About {
+        About {
+            name: self.name,
+            model: self.model,
+            peer: "timeseries.py",
+            cases: &CASES,
+        }
     }
 
     fn build(&self, rows: i64, device: Device, bf16: bool) -> Result<Box<dyn Work>> {
@@ -160,14 +152,8 @@ struct Bench {
 
 impl Bench {
     fn forecast(&self, train: bool) -> Result<Tensor> {
-        let on = || Autocast::new(self.store.device(), Kind::BFloat16).map_err(Error::torch);
-        let _autocast = self.bf16.then(on).transpose()?;
+        let _autocast = autocast(self.bf16, self.store.device())?;
         self.model.forecast(&self.past, train)
-    }
-
-    fn loss(&self, train: bool) -> Result<Tensor> {
-        let ys = self.forecast(train)?.to_kind(Kind::Float);
-        Ok(ys.mse_loss(&self.future, Reduction::Mean))
     }
 }
 
@@ -187,16 +173,12 @@ impl Work for Bench {
         Ok(ys.to_kind(Kind::Float).contiguous().flatten(0, -1))
     }
 
-    fn loss_and_gradient_norm(&mut self) -> Result<(f64, f64)> {
-        let loss = self.loss(false)?;
-        self.optimizer.zero_grad()?;
-        loss.f_backward()?;
-        let norm = self.optimizer.clip_grad_norm(f64::INFINITY)?;
-        self.optimizer.zero_grad()?;
-        Ok((loss.double_value(&[]), norm.double_value(&[])))
+    fn loss(&self, train: bool) -> Result<Tensor> {
+        let ys = self.forecast(train)?.to_kind(Kind::Float);
+        Ok(ys.mse_loss(&self.future, Reduction::Mean))
     }
 
-    fn parameter_bytes(&self) -> u64 {
-        4 * nn::parameter_count(&self.store)
+    fn trained(&mut self) -> (&VarStore, &mut Optimizer) {
+        (&self.store, &mut self.optimizer)
     }
 }

@@ -414,19 +414,33 @@ pub(crate) fn print(folder: &Path, fitted: &Fitted, common: &Common) {
             .collect();
         texts.join(", ")
     };
-    if outcome.out_of_time {
-        println!("the time was over before training had ended; more may help: `--time-budget`");
-    }
+    say_if_out_of_time(outcome.out_of_time);
     println!("valid: {}", line(&outcome.valid));
     println!("test:  {}", line(&outcome.test));
-    let peak = outcome
-        .peak_mb
-        .map_or_else(String::new, |mb| format!(", peak memory {mb:.0} MB"));
+    ending(
+        (outcome.best_epoch, outcome.epochs),
+        (outcome.seconds, outcome.peak_mb),
+        folder,
+    );
+}
+
+/// Says that more time may help, where the time was over.
+pub(crate) fn say_if_out_of_time(out_of_time: bool) {
+    if out_of_time {
+        println!("the time was over before training had ended; more may help: `--time-budget`");
+    }
+}
+
+/// The last line of a fit.
+pub(crate) fn ending(
+    (best_epoch, epochs): (u64, u64),
+    (seconds, peak_mb): (f64, Option<f64>),
+    folder: &Path,
+) {
+    let peak = peak_mb.map_or_else(String::new, |mb| format!(", peak memory {mb:.0} MB"));
     println!(
-        "best epoch {} of {}; {:.1} s{peak}; report in {}",
-        outcome.best_epoch + 1,
-        outcome.epochs,
-        outcome.seconds,
+        "best epoch {} of {epochs}; {seconds:.1} s{peak}; report in {}",
+        best_epoch + 1,
         folder.join("report.md").display()
     );
 }

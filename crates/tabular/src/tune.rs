@@ -4,16 +4,15 @@
 //! released code's `exp` folders).
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use densely_core::{Error, Result};
 use densely_data::dataset::Dataset;
 use densely_data::schema::Task;
 use densely_train::metrics::Metric;
-use densely_train::tune::{self, Found, RangeSettings, Study, Trial, TuneSettings, apply, to_json};
-use tch::Device;
+pub use densely_train::tune::Work;
+use densely_train::tune::{Found, RangeSettings, Study, Trial, TuneSettings, to_json};
 
-use crate::fit::{FitOptions, Prepared, fit};
+use crate::fit::{Prepared, fit};
 use crate::settings::{Batches, EmbeddingSettings, FitSettings, metrics_of};
 
 /// The score that compares trials of `task`; the one that stops training early when `tune` does not say.
@@ -103,36 +102,20 @@ pub fn ready_made(base: &FitSettings) -> Result<BTreeMap<String, RangeSettings>>
         .collect())
 }
 
-/// What all trials of a study share.
-#[derive(Debug)]
-pub struct Work<'a> {
-    /// The table, made ready once.
-    pub prepared: &'a Prepared,
-    /// The table's path, for the run folders.
-    pub table: &'a Path,
-    /// Where to compute.
-    pub device: Device,
-}
-
 /// Runs trials of `study` until none is left to claim; `done` hears of each one that ended here.
 ///
 /// # Errors
-/// Those of [`tune::work`].
-pub fn work(study: &Study, work: &Work, done: &mut dyn FnMut(&Trial) -> Result<()>) -> Result<()> {
+/// Those of [`Work::run`].
+pub fn work(
+    study: &Study,
+    work: &Work<Prepared>,
+    done: &mut dyn FnMut(&Trial) -> Result<()>,
+) -> Result<()> {
     let blind = blind(work.prepared);
-    let plan = study.plan();
-    tune::work(
+    work.run(
         study,
-        &mut |claim, resume| {
-            let options = FitOptions {
-                folder: claim.folder(),
-                table: work.table,
-                seed: plan.seed,
-                device: work.device,
-                resume,
-            };
-            let settings = apply(&plan.base, &claim.trial().choice)?;
-            let outcome = fit(&blind, &settings, &options, &mut |_| ())?;
+        &mut |settings, options| {
+            let outcome = fit(&blind, settings, options, &mut |_| ())?;
             Ok(Found {
                 scores: outcome.valid,
                 epochs: outcome.epochs,

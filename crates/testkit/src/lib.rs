@@ -9,6 +9,23 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use tch::{Kind, Tensor};
 
+/// Copies a folder with all that is in it: of a run folder, what a kill at this moment would leave.
+///
+/// # Panics
+/// When something cannot be read or written.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let to = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy_folder(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).expect("a copy");
+        }
+    }
+}
+
 /// Asserts that `|actual - expected| <= atol + rtol·|expected|` everywhere; NaN equals only NaN.
 ///
 /// The message names the shape, the worst place and both values there, so that a failure can be understood

@@ -1,4 +1,4 @@
-//! From a wide table to a trained forecaster: prepare, train, evaluate. The loop is written out.
+//! From a wide table to a trained forecaster: prepare, train, evaluate.
 //!
 //! The protocol is the literature's: channels are standardised by the training steps, windows lie one step apart, the epoch is the
 //! best on the validation windows, and errors are means over all test windows, steps and channels on the standardised scale; no
@@ -7,15 +7,14 @@
 use std::time::Instant;
 
 use densely_core::registry::parse_config;
-use densely_core::{Error, Result, Tensors, check, nn, seeded};
+use densely_core::{Error, Result, Tensors, check, seeded};
 use densely_data::dataset::{Order, permutations};
 use densely_data::table::Table;
 pub use densely_train::event::Event;
 use densely_train::machine::{peak_rss_mb, step_seed};
-use densely_train::metrics::{Direction, Metric};
+use densely_train::metrics::Metric;
 use densely_train::optim::{AdamConfig, OptimConfig};
 pub use densely_train::run::FitOptions;
-use densely_train::run::{Run, RunOptions};
 use densely_train::schedule::ScheduleConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -26,6 +25,7 @@ use crate::linear::{LinearConfig, Ridge, seasonal_naive};
 use crate::models::PRESETS;
 use crate::panel::{Blocks, Panel, Parts, Scaler, Windows};
 use crate::patch_tsmixer::{Head, PatchTsMixerConfig};
+use crate::training::{Loop, Task};
 use crate::tsmixer::TsMixerConfig;
 
 /// The settings of one fit.
@@ -348,15 +348,6 @@ pub struct Pipeline {
     pub horizon: i64,
 }
 
-/// Settings that may differ when a run is resumed, since they do not change what was learnt so far.
-const MAY_CHANGE: [&str; 5] = [
-    "table",
-    "train.epochs",
-    "train.patience",
-    "train.min_improvement",
-    "train.eval_batch_size",
-];
-
 /// Errors over all windows, steps and channels, on the standardised scale.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Errors {
@@ -478,16 +469,6 @@ pub fn train(
     let model = seeded(step_seed(options.seed, u64::MAX), || {
         build(&settings.model.preset, &config, &vs.root())
     })?;
-    nn::check_names(&vs)?;
-    let parameters = nn::parameter_count(&vs);
-
-    let run_options = RunOptions {
-        patience: Some(train.patience),
-        min_improvement: train.min_improvement,
-        may_change: MAY_CHANGE.map(str::to_owned).to_vec(),
-        ..RunOptions::default()
-    };
-    let mut run = options.open(settings, run_options)?;
     let pipeline = Pipeline {
         preset: settings.model.preset.clone(),
         config,
@@ -498,111 +479,80 @@ pub fn train(
         lookback: data.lookback,
         horizon: data.horizon,
     };
-    run.set_preprocess(json!(pipeline).to_string());
-    let mut optimizer = train.optimizer.build(&vs, &[])?;
-    let windows = prepared.train.len() as u64;
-    let steps_per_epoch = windows.div_ceil(train.batch_size as u64);
-    let steps = steps_per_epoch.saturating_mul(train.epochs);
-    let mut schedule = train
-        .schedule
-        .bind(train.optimizer.lr(), steps, steps_per_epoch)?;
-    run.restore(&vs, &mut optimizer, &mut schedule)?;
-    observe(&Event::Started {
-        parameters,
-        steps,
-        done: run.progress().step,
-    });
-
-    while !run.progress().finished && run.progress().epoch < train.epochs && !run.should_stop() {
-        let epoch = run.progress().epoch;
-        let order = permutations(windows as usize, Order::Shared, options.seed, epoch);
-        for numbers in order
-            .chunks(train.batch_size as usize)
-            .skip(run.progress().step_in_epoch as usize)
-        {
-            let step = run.progress().step;
-            let lr = schedule.at(step);
-            optimizer.set_lr(lr);
-            let (past, future) = prepared.train.batch(numbers)?;
-            // Dropout is a function of seed and step, so a resumed run needs no generator's state.
-            let ys = seeded(step_seed(options.seed, step), || {
-                model.forecast(&past, true)
-            })?;
-            let loss = train.loss.of(&ys, &future);
-            optimizer.zero_grad()?;
-            loss.f_backward()?;
-            let norm = (train.clip_norm > 0.0)
-                .then(|| optimizer.clip_grad_norm(train.clip_norm))
-                .transpose()?;
-            optimizer.step()?;
-            if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
-                if matches!(error, Error::Diverged { .. }) {
-                    let batch =
-                        Tensors::from([("past".to_owned(), past), ("future".to_owned(), future)]);
-                    tracing::warn!("the batch is in {}", run.save_diverged(&batch)?.display());
-                }
-                return Err(error);
-            }
-            observe(&Event::Step {
-                epoch,
-                step: run.progress().step,
-                loss: run.epoch_loss(),
-            });
-            stop_if_interrupted(&mut run, &vs, &optimizer, options)?;
-            if run.should_checkpoint() {
-                run.checkpoint(&vs, &optimizer)?;
-            }
-        }
-        let found = evaluate(&*model, &prepared.valid, train.eval_batch_size)?;
-        let score = if train.loss == Loss::Mae {
-            found.mae
-        } else {
-            found.mse
-        };
-        schedule.observe(score, Direction::Lower);
-        run.set_schedule(&schedule);
-        let decision = run.end_epoch(
-            score,
-            Direction::Lower,
-            &[("mse", found.mse), ("mae", found.mae)],
-            &vs,
-            &optimizer,
-        )?;
-        observe(&Event::Epoch {
-            epoch,
-            score,
-            improved: decision.improved,
-        });
-        stop_if_interrupted(&mut run, &vs, &optimizer, options)?;
-    }
-    if !run.progress().finished {
-        run.finish(&vs, &optimizer)?;
-    }
-
-    let epochs = run.progress().epoch;
-    let best_epoch = run.load_best(&vs)?.map_or(0, |best| best.epoch);
+    let training = Loop {
+        train,
+        options,
+        start,
+        time_budget: 0.0,
+    };
+    let task = WideTask {
+        model: &*model,
+        prepared,
+        train,
+        seed: options.seed,
+    };
+    let found = training.run(&task, &vs, settings, json!(pipeline).to_string(), observe)?;
     let valid = evaluate(&*model, &prepared.valid, train.eval_batch_size)?;
     Ok(Trained {
         model,
-        parameters,
-        best_epoch,
-        epochs,
+        parameters: found.parameters,
+        best_epoch: found.best_epoch,
+        epochs: found.epochs,
         valid,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
 
-fn stop_if_interrupted(
-    run: &mut Run,
-    vs: &VarStore,
-    optimizer: &densely_train::optim::Optimizer,
-    options: &FitOptions,
-) -> Result<()> {
-    if !run.interrupted() {
-        return Ok(());
+/// All channels of the windows of one wide table.
+struct WideTask<'a> {
+    model: &'a dyn Forecaster,
+    prepared: &'a Prepared,
+    train: &'a TrainSettings,
+    seed: u64,
+}
+
+impl Task for WideTask<'_> {
+    /// Past and future.
+    type Batch = (Tensor, Tensor);
+
+    fn windows(&self) -> u64 {
+        self.prepared.train.len() as u64
     }
-    run.checkpoint(vs, optimizer)?;
-    Err(options.interrupted())
+
+    fn order(&self, epoch: u64) -> Vec<i64> {
+        permutations(
+            self.prepared.train.len() as usize,
+            Order::Shared,
+            self.seed,
+            epoch,
+        )
+    }
+
+    fn batch(&self, numbers: &[i64]) -> Result<Self::Batch> {
+        self.prepared.train.batch(numbers)
+    }
+
+    fn loss(&self, (past, future): &Self::Batch) -> Result<Tensor> {
+        Ok(self
+            .train
+            .loss
+            .of(&self.model.forecast(past, true)?, future))
+    }
+
+    fn tensors((past, future): Self::Batch) -> Tensors {
+        Tensors::from([("past".to_owned(), past), ("future".to_owned(), future)])
+    }
+
+    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+        let Errors { mse, mae, .. } =
+            evaluate(self.model, &self.prepared.valid, self.train.eval_batch_size)?;
+        let score = if self.train.loss == Loss::Mae {
+            mae
+        } else {
+            mse
+        };
+        Ok((score, vec![("mse", mse), ("mae", mae)]))
+    }
 }
 
 impl Loss {

@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod models;
 pub mod panel;
 pub mod patch_tsmixer;
+mod training;
 pub mod tsmixer;
 pub mod tsmixer_ext;
 pub mod ttm;

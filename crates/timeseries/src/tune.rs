@@ -1,15 +1,15 @@
 //! The search of hyper-parameters for series; what all domains share of it is [`densely_train::tune`].
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use densely_core::{Error, Result};
 use densely_train::metrics::Metric;
-use densely_train::tune::{self, Found, RangeSettings, Study, Trial, TuneSettings, apply, to_json};
+pub use densely_train::tune::Work;
+use densely_train::tune::{Found, RangeSettings, Study, Trial, TuneSettings, to_json};
 use tch::Device;
 use tch::nn::VarStore;
 
-use crate::fit::{FitOptions, FitSettings, Loss, Prepared, build, train};
+use crate::fit::{FitSettings, Loss, Prepared, build, train};
 
 /// The score that compares trials; the one that stops training early when `tune` does not say.
 ///
@@ -43,35 +43,19 @@ pub fn ranges(tune: &TuneSettings, base: &FitSettings) -> Result<BTreeMap<String
     Ok(tune.space.clone())
 }
 
-/// What all trials of a study share.
-#[derive(Debug)]
-pub struct Work<'a> {
-    /// The table, made ready once.
-    pub prepared: &'a Prepared,
-    /// The table's path, for the run folders.
-    pub table: &'a Path,
-    /// Where to compute.
-    pub device: Device,
-}
-
 /// Runs trials of `study` until none is left to claim; `done` hears of each one that ended here. None of them looks at a test window.
 ///
 /// # Errors
-/// Those of [`tune::work`].
-pub fn work(study: &Study, work: &Work, done: &mut dyn FnMut(&Trial) -> Result<()>) -> Result<()> {
-    let plan = study.plan();
-    tune::work(
+/// Those of [`Work::run`].
+pub fn work(
+    study: &Study,
+    work: &Work<Prepared>,
+    done: &mut dyn FnMut(&Trial) -> Result<()>,
+) -> Result<()> {
+    work.run(
         study,
-        &mut |claim, resume| {
-            let options = FitOptions {
-                folder: claim.folder(),
-                table: work.table,
-                seed: plan.seed,
-                device: work.device,
-                resume,
-            };
-            let settings = apply(&plan.base, &claim.trial().choice)?;
-            let trained = train(work.prepared, &settings, &options, &mut |_| ())?;
+        &mut |settings, options| {
+            let trained = train(work.prepared, settings, options, &mut |_| ())?;
             Ok(Found {
                 scores: trained.valid.scores(),
                 epochs: trained.epochs,

@@ -41,10 +41,8 @@ size_t members_block(size_t x, size_t weight, size_t r, size_t s, size_t bias, d
 size_t members_infer(size_t x, rust::Slice<const size_t> blocks, size_t head_weight, size_t head_bias);
 size_t piecewise_embed(size_t x, size_t slope, size_t shift, size_t bins, size_t weight, size_t bias, size_t weight0, size_t bias0,
                        bool relu);
-size_t mixer_time(size_t x, size_t weight, size_t bias, size_t gamma, size_t beta, size_t running_mean, size_t running_variance, double eps,
-                  double momentum, double p, int64_t seed, bool train);
-size_t mixer_features(size_t x, size_t w1, size_t bias1, size_t w2, size_t bias2, size_t gamma, size_t beta, size_t running_mean,
-                      size_t running_variance, double eps, double momentum, double p, int64_t seed, bool train);
+size_t mixer_block(size_t x, rust::Slice<const size_t> layers, rust::Slice<const size_t> norm, double eps, double momentum, double p, int64_t seed,
+                   bool train);
 size_t patch_block(size_t x, rust::Slice<const size_t> params, double eps, double p, int64_t seed, bool along_features);
 
 }  // namespace densely

@@ -109,33 +109,11 @@ pub(crate) mod ffi {
         ) -> Result<usize>;
 
         /// # Safety
-        /// Every number is 0 or the address of a live `at::Tensor`.
-        unsafe fn mixer_time(
+        /// Every number of `x`, `layers` and `norm` is 0 or the address of a live `at::Tensor`.
+        unsafe fn mixer_block(
             x: usize,
-            weight: usize,
-            bias: usize,
-            gamma: usize,
-            beta: usize,
-            running_mean: usize,
-            running_variance: usize,
-            eps: f64,
-            momentum: f64,
-            p: f64,
-            seed: i64,
-            train: bool,
-        ) -> Result<usize>;
-        /// # Safety
-        /// Every number is 0 or the address of a live `at::Tensor`.
-        unsafe fn mixer_features(
-            x: usize,
-            w1: usize,
-            bias1: usize,
-            w2: usize,
-            bias2: usize,
-            gamma: usize,
-            beta: usize,
-            running_mean: usize,
-            running_variance: usize,
+            layers: &[usize],
+            norm: &[usize],
             eps: f64,
             momentum: f64,
             p: f64,

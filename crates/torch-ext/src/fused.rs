@@ -243,24 +243,7 @@ pub fn mix_time(
     seed: i64,
     train: bool,
 ) -> Result<Tensor, String> {
-    let [gamma, beta, mean, variance] = norm.addresses();
-    // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
-    unsafe {
-        owned(ffi::mixer_time(
-            address(xs),
-            address(weight),
-            address(bias),
-            gamma,
-            beta,
-            mean,
-            variance,
-            norm.eps,
-            norm.momentum,
-            dropout,
-            seed,
-            train,
-        ))
-    }
+    mixer_block(xs, norm, &[weight, bias], dropout, seed, train)
 }
 
 /// `x + dropout(W2 dropout(relu(W1 norm(x) + b1)) + b2)` over the channels of each step, differentiable once.
@@ -274,24 +257,29 @@ pub fn mix_time(
 pub fn mix_features(
     xs: &Tensor,
     norm: &PlaneNorm,
-    [w1, bias1, w2, bias2]: [&Tensor; 4],
+    layers: [&Tensor; 4],
     dropout: f64,
     seed: i64,
     train: bool,
 ) -> Result<Tensor, String> {
-    let [gamma, beta, mean, variance] = norm.addresses();
+    mixer_block(xs, norm, &layers, dropout, seed, train)
+}
+
+fn mixer_block(
+    xs: &Tensor,
+    norm: &PlaneNorm,
+    layers: &[&Tensor],
+    dropout: f64,
+    seed: i64,
+    train: bool,
+) -> Result<Tensor, String> {
+    let layers: Vec<usize> = layers.iter().map(|layer| address(layer)).collect();
     // SAFETY: the addresses are those of tensors borrowed for the call, or 0.
     unsafe {
-        owned(ffi::mixer_features(
+        owned(ffi::mixer_block(
             address(xs),
-            address(w1),
-            address(bias1),
-            address(w2),
-            address(bias2),
-            gamma,
-            beta,
-            mean,
-            variance,
+            &layers,
+            &norm.addresses(),
             norm.eps,
             norm.momentum,
             dropout,

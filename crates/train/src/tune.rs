@@ -9,14 +9,17 @@ mod study;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 
 use densely_core::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tch::Device;
 
 use crate::machine::is_out_of_memory;
 use crate::metrics::Metric;
-use crate::run::ResumeFrom;
+use crate::run::{FitOptions, ResumeFrom};
 pub use space::{Choice, RangeSettings, Space, Tried, apply};
 pub use study::{Claim, Column, Found, Plan, State, Study, Trial};
 
@@ -119,40 +122,65 @@ pub fn to_json(settings: &impl Serialize) -> Result<Value> {
     serde_json::to_value(settings).map_err(|e| Error::config("tune", e.to_string()))
 }
 
-/// Runs trials of `study` until none is left to claim; `done` hears of each one that ended here.
-///
-/// `fit` trains one in the claim's folder, from a checkpoint where one is named, and never looks at a test row. Other processes may
-/// work on the same study. A trial that diverges or runs out of memory has failed, and the study goes on.
-/// # Errors
-/// [`Error::Interrupted`] after Ctrl-C: the running trial is saved, and the next call goes on with it. Every other error of
-/// a fit, since the next trial would meet it too; the trial is then taken up again by the next call.
-pub fn work(
-    study: &Study,
-    fit: &mut dyn FnMut(&Claim, Option<ResumeFrom>) -> Result<Found>,
-    done: &mut dyn FnMut(&Trial) -> Result<()>,
-) -> Result<()> {
-    let interrupted = || Error::Interrupted {
-        folder: study.folder().to_owned(),
-    };
-    while !crate::signal::interrupted() {
-        let Some(claim) = study.claim()? else {
-            return Ok(());
+/// What all trials of a study share.
+#[derive(Debug)]
+pub struct Work<'a, P> {
+    /// The table, made ready once.
+    pub prepared: &'a P,
+    /// The table's path, for the run folders.
+    pub table: &'a Path,
+    /// Where to compute.
+    pub device: Device,
+}
+
+impl<P> Work<'_, P> {
+    /// Runs trials of `study` until none is left to claim; `done` hears of each one that ended here.
+    ///
+    /// `fit` trains with the trial's settings, and never looks at a test row. Other processes may work on the same study. A trial that
+    /// diverges or runs out of memory has failed, and the study goes on.
+    /// # Errors
+    /// [`Error::Interrupted`] after Ctrl-C: the running trial is saved, and the next call goes on with it. Every other error of
+    /// a fit, since the next trial would meet it too; the trial is then taken up again by the next call.
+    pub fn run<S: DeserializeOwned>(
+        &self,
+        study: &Study,
+        fit: &mut dyn FnMut(&S, &FitOptions) -> Result<Found>,
+        done: &mut dyn FnMut(&Trial) -> Result<()>,
+    ) -> Result<()> {
+        let plan = study.plan();
+        let mut attempt = |claim: &Claim, resume| {
+            let options = FitOptions {
+                folder: claim.folder(),
+                table: self.table,
+                seed: plan.seed,
+                device: self.device,
+                resume,
+            };
+            fit(&apply(&plan.base, &claim.trial().choice)?, &options)
         };
-        let trial = match run(&claim, fit) {
-            Ok(found) => claim.succeed(&found, study.plan().metric)?,
-            Err(Error::Interrupted { .. }) => {
-                claim.postpone()?;
-                return Err(interrupted());
-            }
-            Err(error) if is_the_trials_fault(&error) => claim.fail(&error.to_string())?,
-            Err(error) => {
-                claim.postpone()?;
-                return Err(error);
-            }
+        let interrupted = || Error::Interrupted {
+            folder: study.folder().to_owned(),
         };
-        done(&trial)?;
+        while !crate::signal::interrupted() {
+            let Some(claim) = study.claim()? else {
+                return Ok(());
+            };
+            let trial = match run(&claim, &mut attempt) {
+                Ok(found) => claim.succeed(&found, study.plan().metric)?,
+                Err(Error::Interrupted { .. }) => {
+                    claim.postpone()?;
+                    return Err(interrupted());
+                }
+                Err(error) if is_the_trials_fault(&error) => claim.fail(&error.to_string())?,
+                Err(error) => {
+                    claim.postpone()?;
+                    return Err(error);
+                }
+            };
+            done(&trial)?;
+        }
+        Err(interrupted())
     }
-    Err(interrupted())
 }
 
 fn is_the_trials_fault(error: &Error) -> bool {

@@ -12,7 +12,7 @@ use densely_tabular::tune as tables;
 use densely_timeseries::fit::{FitSettings as SeriesSettings, Prepared};
 use densely_timeseries::tune as series;
 use densely_train::signal;
-use densely_train::tune::{Column, Method, Plan, State, Study, Trial, TuneSettings, apply};
+use densely_train::tune::{Column, Method, Plan, State, Study, Trial, TuneSettings, Work, apply};
 use serde_json::json;
 
 use super::train::{self, forecast};
@@ -120,7 +120,7 @@ impl Search<'_> {
             prepared,
             |prepared| fitting::describe(prepared, self.common),
             |prepared, study, ended| {
-                let work = tables::Work {
+                let work = Work {
                     prepared,
                     table: &path,
                     device,
@@ -151,7 +151,7 @@ impl Search<'_> {
             prepared,
             |prepared| forecast::describe(prepared, &base, self.common),
             |prepared, study, ended| {
-                let work = series::Work {
+                let work = Work {
                     prepared,
                     table: &path,
                     device,

@@ -92,6 +92,7 @@ impl Model {
             folder: &options.folder,
             table: table.path(),
             seed: options.seed,
+            device,
             resume: None,
         };
         let outcome = fit(&prepared, &fit_options, observe)?;

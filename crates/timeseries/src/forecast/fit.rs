@@ -1,20 +1,17 @@
-//! From a table to a trained forecaster: read, divide in time, train, evaluate. The loop is written out.
+//! From a table to a trained forecaster: read, divide in time, train, evaluate.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use densely_core::{Error, Result, Tensors, nn, seeded};
+use densely_core::{Error, Result, Tensors, seeded};
 use densely_data::dataset::{Order, permutations};
 use densely_data::table::Table;
 pub use densely_train::event::Event;
 use densely_train::machine::{peak_rss_mb, step_seed};
-use densely_train::metrics::Direction;
-use densely_train::run::{ResumeFrom, Run, RunOptions};
+pub use densely_train::run::FitOptions;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::Serialize;
 use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -30,6 +27,7 @@ use super::stamps::DAY;
 use super::windows::{Batch, Scale, Store, Windows};
 use crate::fit::Loss;
 use crate::linear::seasonal_naive;
+use crate::training::{Loop, Task};
 
 /// A table made ready for a fit.
 #[derive(Debug)]
@@ -438,36 +436,6 @@ pub(super) fn scale_of(panel: &Panel, rows: Range<usize>) -> Scale {
     Scale { mean, std }
 }
 
-/// Settings that may differ when a run is resumed, since they do not change what was learnt so far.
-const MAY_CHANGE: [&str; 5] = [
-    "table",
-    "train.epochs",
-    "train.patience",
-    "train.eval_batch_size",
-    "time_budget",
-];
-
-/// Where and how a fit runs.
-#[derive(Debug)]
-pub struct FitOptions<'a> {
-    /// The run folder.
-    pub folder: &'a Path,
-    /// The table's path, for `config.toml`.
-    pub table: &'a Path,
-    /// Seed of initial weights, order of windows and dropout.
-    pub seed: u64,
-    /// Start anew, or go on from a checkpoint.
-    pub resume: Option<ResumeFrom>,
-}
-
-#[derive(Debug, Serialize)]
-struct RunConfig<'a> {
-    seed: u64,
-    table: &'a Path,
-    #[serde(flatten)]
-    settings: &'a ForecastSettings,
-}
-
 /// What a finished fit found.
 #[derive(Debug)]
 pub struct Outcome {
@@ -508,134 +476,85 @@ pub fn fit(
         store,
         ..
     } = prepared;
-    let train = &settings.train;
     let vs = VarStore::new(store.device());
     let network = seeded(step_seed(options.seed, u64::MAX), || pipeline.network(&vs))?;
-    nn::check_names(&vs)?;
-    let parameters = nn::parameter_count(&vs);
-    let run_options = RunOptions {
-        patience: Some(train.patience),
-        min_improvement: train.min_improvement,
-        may_change: MAY_CHANGE.map(str::to_owned).to_vec(),
-        ..RunOptions::default()
+    let training = Loop {
+        train: &settings.train,
+        options,
+        start,
+        time_budget: settings.time_budget,
     };
-    let run_config = RunConfig {
+    let task = PanelTask {
+        network: &network,
+        prepared,
         seed: options.seed,
-        table: options.table,
-        settings,
     };
-    let mut run = Run::open(
-        options.folder,
-        &run_config,
-        store.device(),
-        run_options,
-        options.resume,
-    )?;
-    run.set_preprocess(json!(pipeline).to_string());
-    let mut optimizer = train.optimizer.build(&vs, &[])?;
-    let windows = prepared.train.len().min(settings.epoch_windows) as u64;
-    let steps_per_epoch = windows.div_ceil(train.batch_size as u64);
-    let steps = steps_per_epoch.saturating_mul(train.epochs);
-    let mut schedule = train
-        .schedule
-        .bind(train.optimizer.lr(), steps, steps_per_epoch)?;
-    run.restore(&vs, &mut optimizer, &mut schedule)?;
-    observe(&Event::Started {
-        parameters,
-        steps,
-        done: run.progress().step,
-    });
+    let found = training.run(&task, &vs, settings, json!(pipeline).to_string(), observe)?;
+    Ok(Outcome {
+        parameters: found.parameters,
+        best_epoch: found.best_epoch,
+        epochs: found.epochs,
+        valid: prepared.evaluate(&network, &prepared.valid, &mut |_, _| Ok(()))?,
+        network,
+        out_of_time: found.out_of_time,
+        seconds: start.elapsed().as_secs_f64(),
+        peak_mb: peak_rss_mb(),
+    })
+}
 
-    let evaluate = || prepared.evaluate(&network, &prepared.valid, &mut |_, _| Ok(()));
-    let budget =
-        (settings.time_budget > 0.0).then(|| Duration::from_secs_f64(settings.time_budget));
-    let over = || budget.is_some_and(|budget| start.elapsed() >= budget);
-    while !run.progress().finished
-        && run.progress().epoch < train.epochs
-        && !run.should_stop()
-        && (!over() || run.progress().best.is_none())
-    {
-        let epoch = run.progress().epoch;
-        let order = order(
-            prepared.train.len(),
-            settings.epoch_windows,
-            options.seed,
-            epoch,
-        );
-        for numbers in order
-            .chunks(train.batch_size as usize)
-            .skip(run.progress().step_in_epoch as usize)
-        {
-            let step = run.progress().step;
-            let lr = schedule.at(step);
-            optimizer.set_lr(lr);
-            let batch = store.batch(&prepared.train.places(numbers));
-            // Dropout is a function of seed and step, so a resumed run needs no generator's state.
-            let loss = seeded(step_seed(options.seed, step), || {
-                loss(&network, &batch, settings)
-            })?;
-            optimizer.zero_grad()?;
-            loss.f_backward()?;
-            let norm = (train.clip_norm > 0.0)
-                .then(|| optimizer.clip_grad_norm(train.clip_norm))
-                .transpose()?;
-            optimizer.step()?;
-            if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
-                if matches!(error, Error::Diverged { .. }) {
-                    let tensors = Tensors::from([
-                        ("past".to_owned(), batch.past),
-                        ("future".to_owned(), batch.target),
-                    ]);
-                    tracing::warn!("the batch is in {}", run.save_diverged(&tensors)?.display());
-                }
-                return Err(error);
-            }
-            observe(&Event::Step {
-                epoch,
-                step: run.progress().step,
-                loss: run.epoch_loss(),
-            });
-            stop_if_interrupted(&mut run, &vs, &optimizer, options)?;
-            if run.should_checkpoint() {
-                run.checkpoint(&vs, &optimizer)?;
-            }
-            // An epoch may be long: the first one is left, too, and judged as far as it came.
-            if over() {
-                break;
-            }
-        }
-        let found = evaluate()?;
-        let score = found.score(train.loss == Loss::Mae);
-        schedule.observe(score, Direction::Lower);
-        run.set_schedule(&schedule);
+/// The windows of many series.
+struct PanelTask<'a> {
+    network: &'a Network,
+    prepared: &'a Prepared,
+    seed: u64,
+}
+
+impl Task for PanelTask<'_> {
+    type Batch = Batch;
+
+    fn windows(&self) -> u64 {
+        let Prepared {
+            train, settings, ..
+        } = self.prepared;
+        train.len().min(settings.epoch_windows) as u64
+    }
+
+    fn order(&self, epoch: u64) -> Vec<i64> {
+        let Prepared {
+            train, settings, ..
+        } = self.prepared;
+        order(train.len(), settings.epoch_windows, self.seed, epoch)
+    }
+
+    fn batch(&self, numbers: &[i64]) -> Result<Batch> {
+        let Prepared { train, store, .. } = self.prepared;
+        Ok(store.batch(&train.places(numbers)))
+    }
+
+    fn loss(&self, batch: &Batch) -> Result<Tensor> {
+        loss(self.network, batch, &self.prepared.settings)
+    }
+
+    fn tensors(batch: Batch) -> Tensors {
+        Tensors::from([
+            ("past".to_owned(), batch.past),
+            ("future".to_owned(), batch.target),
+        ])
+    }
+
+    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+        let Prepared {
+            valid, settings, ..
+        } = self.prepared;
+        let found = self
+            .prepared
+            .evaluate(self.network, valid, &mut |_, _| Ok(()))?;
         let means = found.standardised();
         let mut metrics = vec![("mse", means.mse), ("mae", means.mae)];
         metrics.extend(found.pinball().map(|loss| ("pinball", loss)));
         metrics.extend(found.nll().map(|nll| ("nll", nll)));
-        let decision = run.end_epoch(score, Direction::Lower, &metrics, &vs, &optimizer)?;
-        observe(&Event::Epoch {
-            epoch,
-            score,
-            improved: decision.improved,
-        });
-        stop_if_interrupted(&mut run, &vs, &optimizer, options)?;
+        Ok((found.score(settings.train.loss == Loss::Mae), metrics))
     }
-    let out_of_time = over();
-    if !run.progress().finished {
-        run.finish(&vs, &optimizer)?;
-    }
-    let epochs = run.progress().epoch;
-    let best_epoch = run.load_best(&vs)?.map_or(0, |best| best.epoch);
-    Ok(Outcome {
-        parameters,
-        best_epoch,
-        epochs,
-        valid: evaluate()?,
-        network,
-        out_of_time,
-        seconds: start.elapsed().as_secs_f64(),
-        peak_mb: peak_rss_mb(),
-    })
 }
 
 fn loss(network: &Network, batch: &Batch, settings: &ForecastSettings) -> Result<Tensor> {
@@ -658,19 +577,4 @@ fn order(windows: i64, most: i64, seed: u64, epoch: u64) -> Vec<i64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch);
     (0..most).map(|_| rng.random_range(0..windows)).collect()
-}
-
-fn stop_if_interrupted(
-    run: &mut Run,
-    vs: &VarStore,
-    optimizer: &densely_train::optim::Optimizer,
-    options: &FitOptions,
-) -> Result<()> {
-    if !run.interrupted() {
-        return Ok(());
-    }
-    run.checkpoint(vs, optimizer)?;
-    Err(Error::Interrupted {
-        folder: options.folder.to_owned(),
-    })
 }

@@ -109,7 +109,7 @@ fn patchtsmixer_starts_from_either_law() -> Result<()> {
         let biased = bias.abs().max().double_value(&[]);
         if post_init {
             assert!((std - 0.02).abs() < 2e-4, "{std}");
-            assert_eq!(biased, 0.0);
+            assert!(biased <= 0.0, "{biased}");
         } else {
             assert!(
                 (std - bound / 3f64.sqrt()).abs() < 1e-4 && largest <= bound,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use densely_core::{Error, Result};
 use densely_data::Table;
-use densely_testkit::{assert_bits, assert_close};
+use densely_testkit::{assert_bits, assert_close, copy_folder};
 use densely_timeseries::fit::{Event, FitOptions, FitSettings, Outcome, Prepared, fit};
 use densely_timeseries::panel::{Blocks, Panel, Scaler, Windows};
 use densely_train::run::ResumeFrom;
@@ -201,20 +201,6 @@ fn run(
     fit(prepared, settings, &options, observe)
 }
 
-/// What a kill at this moment would leave.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a folder");
-    for entry in std::fs::read_dir(from).expect("a run folder") {
-        let path = entry.expect("an entry").path();
-        let to = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            copy(&path, &to);
-        } else {
-            std::fs::copy(&path, &to).expect("a copy");
-        }
-    }
-}
-
 #[test]
 fn every_forecaster_learns_a_sine_and_resumes_to_the_same_bits() -> Result<()> {
     let table = table(&csv(400))?;
@@ -233,7 +219,7 @@ fn every_forecaster_learns_a_sine_and_resumes_to_the_same_bits() -> Result<()> {
         let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
         let found = run(&prepared, &settings, &whole, None, &mut |event| {
             if matches!(event, Event::Epoch { epoch: 2, .. }) {
-                copy(&whole, &killed);
+                copy_folder(&whole, &killed);
             }
         })?;
         assert!(found.test.mse < 0.3, "{preset}: {:?}", found.test);

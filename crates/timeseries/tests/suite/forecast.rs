@@ -8,7 +8,7 @@ use arrow_array::types::Float64Type;
 use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use densely_core::{Error, Result};
 use densely_data::Output;
-use densely_testkit::{assert_bits, assert_close};
+use densely_testkit::{assert_bits, assert_close, copy_folder};
 use densely_timeseries::forecast::{
     Event, FitOptions, Fitted, ForecastSettings, Model, Options, Outcome, Prepared, fit, pinball,
 };
@@ -84,6 +84,7 @@ fn run(
         folder,
         table: Path::new("sales.csv"),
         seed: 3,
+        device: Device::Cpu,
         resume,
     };
     fit(prepared, &options, observe)
@@ -142,7 +143,7 @@ fn a_panel_with_a_known_covariate_is_learnt_resumed_and_forecast() -> Result<()>
     let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
     let outcome = run(&prepared, &whole, None, &mut |event| {
         if matches!(event, Event::Epoch { epoch: 1, .. }) {
-            copy(&whole, &killed);
+            copy_folder(&whole, &killed);
         }
     })?;
     let test = prepared.test(&outcome.network, &mut |_, _| Ok(()))?;
@@ -201,20 +202,6 @@ fn a_panel_with_a_known_covariate_is_learnt_resumed_and_forecast() -> Result<()>
     says(&new.notes, "1 series is new since the fit");
     assert_eq!(column(&new.columns, "sold_forecast").len(), 6);
     Ok(())
-}
-
-/// What a kill at this moment would leave.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a folder");
-    for entry in std::fs::read_dir(from).expect("a run folder") {
-        let path = entry.expect("an entry").path();
-        let to = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            copy(&path, &to);
-        } else {
-            std::fs::copy(&path, &to).expect("a copy");
-        }
-    }
 }
 
 #[test]

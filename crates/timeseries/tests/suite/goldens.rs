@@ -153,6 +153,12 @@ fn loss(loaded: &Loaded) -> Result<Tensor> {
     })
 }
 
+fn assert_outputs(loaded: &Loaded) {
+    for (key, expected) in loaded.golden.group("output.") {
+        assert_close(&loaded.outputs[&key], &expected, 1e-5, 1e-5);
+    }
+}
+
 #[test]
 fn patchtsmixers_equal_transformers() -> Result<()> {
     let names = goldens("patchtsmixer_");
@@ -163,9 +169,7 @@ fn patchtsmixers_equal_transformers() -> Result<()> {
     );
     for name in names {
         let loaded = run(&name)?;
-        for (key, expected) in loaded.golden.group("output.") {
-            assert_close(&loaded.outputs[&key], &expected, 1e-5, 1e-5);
-        }
+        assert_outputs(&loaded);
         let loss = loss(&loaded)?;
         assert_close(&loss, &loaded.golden.tensor("loss"), 1e-5, 1e-5);
         loss.backward();
@@ -195,9 +199,7 @@ fn ttms_equal_granite_tsfm() -> Result<()> {
     );
     for name in names {
         let loaded = run(&name)?;
-        for (key, expected) in loaded.golden.group("output.") {
-            assert_close(&loaded.outputs[&key], &expected, 1e-5, 1e-5);
-        }
+        assert_outputs(&loaded);
         let target = loaded.golden.tensor("input.target");
         let loss = loaded.outputs["forecast"].mse_loss(&target, Reduction::Mean);
         assert_close(&loss, &loaded.golden.tensor("loss"), 1e-5, 1e-5);

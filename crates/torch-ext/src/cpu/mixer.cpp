@@ -329,47 +329,50 @@ const Tensor& tensor(size_t pointer) {
 
 size_t handle(Tensor xs) { return reinterpret_cast<size_t>(new Tensor(std::move(xs))); }
 
-void check(const Tensor& x, std::initializer_list<const Tensor*> plane, std::initializer_list<const Tensor*> others) {
+void check(const Tensor& x, std::initializer_list<Tensor> plane, const std::vector<Tensor>& others) {
   TORCH_CHECK(x.dim() == 3 && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble), "x must be [batch, channels, steps] of f32 or f64");
-  for (const Tensor* xs : plane) {
-    TORCH_CHECK(!xs->defined() || (xs->scalar_type() == x.scalar_type() && xs->dim() == 2 && xs->size(0) == x.size(1) && xs->size(1) == x.size(2)),
+  for (const Tensor& xs : plane) {
+    TORCH_CHECK(!xs.defined() || (xs.scalar_type() == x.scalar_type() && xs.dim() == 2 && xs.size(0) == x.size(1) && xs.size(1) == x.size(2)),
                 "the norm must fit [channels, steps]");
   }
-  for (const Tensor* xs : others) TORCH_CHECK(xs->scalar_type() == x.scalar_type(), "parameters must be of the kind of x");
+  for (const Tensor& xs : others) TORCH_CHECK(xs.scalar_type() == x.scalar_type(), "parameters must be of the kind of x");
 }
 
 }  // namespace
 
-size_t mixer_time(size_t x, size_t weight, size_t bias, size_t gamma, size_t beta, size_t running_mean, size_t running_variance, double eps,
-                  double momentum, double p, int64_t seed, bool train) {
-  const Tensor xs = tensor(x).contiguous(), w = tensor(weight).contiguous(), b = tensor(bias).contiguous();
-  check(xs, {&tensor(gamma), &tensor(beta), &tensor(running_mean), &tensor(running_variance)}, {&w, &b});
-  TORCH_CHECK(w.dim() == 2 && w.size(0) == xs.size(2) && w.size(1) == xs.size(2) && b.numel() == xs.size(2), "the weight must fit [steps, steps]");
-  if (!at::GradMode::is_enabled()) {
-    const NormArgs args{tensor(gamma).contiguous(), tensor(beta).contiguous(), tensor(running_mean), tensor(running_variance), eps, momentum, train};
-    const Dropout dropout = dropout_of(train ? p : 0, seed);
-    if (xs.scalar_type() == at::kDouble) return handle(time_forward<double>(xs, w, b, normalise<double>(xs, args), dropout, false).first);
-    return handle(time_forward<float>(xs, w, b, normalise<float>(xs, args), dropout, false).first);
-  }
-  return handle(Time::apply(xs, w, b, tensor(gamma), tensor(beta), optional(tensor(running_mean)), optional(tensor(running_variance)), eps, momentum, p, seed, train));
-}
-
-size_t mixer_features(size_t x, size_t w1, size_t bias1, size_t w2, size_t bias2, size_t gamma, size_t beta, size_t running_mean,
-                      size_t running_variance, double eps, double momentum, double p, int64_t seed, bool train) {
+/// Weight and bias of the time layer, or those of the two feature layers; gamma, beta and the running mean and variance of the norm, 0 where it has
+/// none.
+size_t mixer_block(size_t x, rust::Slice<const size_t> layers, rust::Slice<const size_t> norm, double eps, double momentum, double p, int64_t seed,
+                   bool train) {
+  TORCH_CHECK((layers.size() == 2 || layers.size() == 4) && norm.size() == 4, "one layer or two, and four tensors of a norm");
   const Tensor xs = tensor(x).contiguous();
-  const Tensor in = tensor(w1).contiguous(), in_bias = tensor(bias1).contiguous(), out = tensor(w2).contiguous(), out_bias = tensor(bias2).contiguous();
-  check(xs, {&tensor(gamma), &tensor(beta), &tensor(running_mean), &tensor(running_variance)}, {&in, &in_bias, &out, &out_bias});
-  TORCH_CHECK(in.dim() == 2 && in.size(1) == xs.size(1) && in_bias.numel() == in.size(0) && out.dim() == 2 && out.size(0) == xs.size(1) &&
-                  out.size(1) == in.size(0) && out_bias.numel() == xs.size(1),
-              "the layers must fit the channels");
-  if (!at::GradMode::is_enabled()) {
-    const NormArgs args{tensor(gamma).contiguous(), tensor(beta).contiguous(), tensor(running_mean), tensor(running_variance), eps, momentum, train};
-    const Mlp mlp{in, in_bias, out, out_bias, dropout_of(train ? p : 0, seed)};
-    if (xs.scalar_type() == at::kDouble) return handle(features_forward<double>(xs, normalise<double>(xs, args), mlp));
-    return handle(features_forward<float>(xs, normalise<float>(xs, args), mlp));
+  std::vector<Tensor> w;
+  for (const size_t layer : layers) w.push_back(tensor(layer).contiguous());
+  const Tensor gamma = tensor(norm[0]), beta = tensor(norm[1]), mean = tensor(norm[2]), variance = tensor(norm[3]);
+  const bool in_time = layers.size() == 2;
+  check(xs, {gamma, beta, mean, variance}, w);
+  const int64_t channels = xs.size(1), steps = xs.size(2);
+  if (in_time) {
+    TORCH_CHECK(w[0].dim() == 2 && w[0].size(0) == steps && w[0].size(1) == steps && w[1].numel() == steps, "the weight must fit [steps, steps]");
+  } else {
+    TORCH_CHECK(w[0].dim() == 2 && w[0].size(1) == channels && w[1].numel() == w[0].size(0) && w[2].dim() == 2 && w[2].size(0) == channels &&
+                    w[2].size(1) == w[0].size(0) && w[3].numel() == channels,
+                "the layers must fit the channels");
   }
-  return handle(Features::apply(xs, in, in_bias, out, out_bias, tensor(gamma), tensor(beta), optional(tensor(running_mean)), optional(tensor(running_variance)), eps,
-                                momentum, p, seed, train));
+  if (at::GradMode::is_enabled()) {
+    const auto running = std::make_pair(optional(mean), optional(variance));
+    if (in_time) return handle(Time::apply(xs, w[0], w[1], gamma, beta, running.first, running.second, eps, momentum, p, seed, train));
+    return handle(Features::apply(xs, w[0], w[1], w[2], w[3], gamma, beta, running.first, running.second, eps, momentum, p, seed, train));
+  }
+  const NormArgs args{gamma.contiguous(), beta.contiguous(), mean, variance, eps, momentum, train};
+  const Dropout dropout = dropout_of(train ? p : 0, seed);
+  const auto forward = [&](auto zero) {
+    using P = decltype(zero);
+    const auto normed = normalise<P>(xs, args);
+    if (in_time) return time_forward<P>(xs, w[0], w[1], normed, dropout, false).first;
+    return features_forward<P>(xs, normed, Mlp{w[0], w[1], w[2], w[3], dropout});
+  };
+  return handle(xs.scalar_type() == at::kDouble ? forward(0.0) : forward(0.0f));
 }
 
 }  // namespace densely

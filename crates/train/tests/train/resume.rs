@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use densely_core::{Error, Tensors};
+use densely_testkit::copy_folder;
 use densely_train::{Env, ResumeFrom, Run, signal};
 use tch::Tensor;
 
@@ -196,19 +197,6 @@ fn half_done(dir: &Path) {
     assert_eq!(result.unwrap(), End::Finished);
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            std::fs::copy(&path, &target).unwrap();
-        }
-    }
-}
-
 type Damage = fn(&mut Vec<u8>);
 
 #[test]
@@ -234,7 +222,7 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_previous_one_ends_in_the_same
     ] {
         for (how, damage) in damages {
             let dir = folder.path().join(format!("{name}-{how}"));
-            copy(&half, &dir);
+            copy_folder(&half, &dir);
             let path = dir.join("last").join(name);
             let mut bytes = std::fs::read(&path).unwrap();
             damage(&mut bytes);
@@ -267,7 +255,7 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_previous_one_ends_in_the_same
         let dir = folder
             .path()
             .join(format!("without-{}", file.replace('/', "-")));
-        copy(&half, &dir);
+        copy_folder(&half, &dir);
         std::fs::remove_file(dir.join(file)).unwrap();
         let error = train(&dir, &settings, options(), Some(ResumeFrom::Last), |_| {})
             .unwrap_err()
@@ -275,7 +263,7 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_previous_one_ends_in_the_same
         assert!(error.contains(file) && error.contains(words), "{error}");
     }
     let both = folder.path().join("both");
-    copy(&half, &both);
+    copy_folder(&half, &both);
     for name in ["last", "previous"] {
         std::fs::write(both.join(name).join("model.safetensors"), "x").unwrap();
     }

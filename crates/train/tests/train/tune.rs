@@ -1,15 +1,16 @@
 //! The search finds what it should, is a function of seed and results, and its folder survives.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use densely_core::{Error, Result};
 use densely_train::Metric;
-use densely_train::run::ResumeFrom;
+use densely_train::run::FitOptions;
 use densely_train::tune::{
-    Choice, Found, Method, Plan, RangeSettings, Space, State, Study, Tried, TuneSettings, apply,
-    work,
+    Choice, Found, Method, Plan, RangeSettings, Space, State, Study, Tried, TuneSettings, Work,
 };
 use serde_json::{Value, json};
+use tch::Device;
 
 fn ranges(of: Value) -> BTreeMap<String, RangeSettings> {
     serde_json::from_value(of).expect("ranges")
@@ -305,9 +306,8 @@ fn work_runs_every_trial_and_learns_of_those_that_fail() -> Result<()> {
     let study = Study::open(folder.path(), plan, None)?;
     let depth = |choice: &Choice| choice["model.depth"].as_f64().expect("a number");
     let mut heard = Vec::new();
-    let mut fit = |claim: &densely_train::tune::Claim, resume: Option<ResumeFrom>| {
-        assert_eq!(resume, None);
-        let settings: Value = apply(&study.plan().base, &claim.trial().choice)?;
+    let mut fit = |settings: &Value, options: &FitOptions| {
+        assert_eq!((options.resume, options.seed), (None, study.plan().seed));
         assert_eq!(settings["train"]["epochs"], 1000);
         match settings["model"]["depth"].as_i64() {
             // As tch does where libtorch fails.
@@ -324,7 +324,12 @@ fn work_runs_every_trial_and_learns_of_those_that_fail() -> Result<()> {
             }),
         }
     };
-    work(&study, &mut fit, &mut |trial| {
+    let work = Work {
+        prepared: &(),
+        table: Path::new("t.csv"),
+        device: Device::Cpu,
+    };
+    work.run(&study, &mut fit, &mut |trial| {
         heard.push((depth(&trial.choice) as i64, trial.state, trial.score));
         Ok(())
     })?;

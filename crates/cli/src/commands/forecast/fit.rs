@@ -17,7 +17,7 @@ use toml::Table as Toml;
 
 use super::{print_scores, say};
 use crate::commands::tabular::{ResumeArguments, seconds};
-use crate::fitting::Watch;
+use crate::fitting::{Watch, ending, say_if_out_of_time};
 use crate::{Common, recipe};
 
 #[derive(Debug, clap::Args)]
@@ -179,6 +179,7 @@ impl Job<'_> {
             folder,
             table: self.table,
             seed,
+            device: self.prepared.store.device(),
             resume,
         };
         let mut watch = Watch::new(seed, folder, common);
@@ -503,19 +504,12 @@ fn print(prepared: &Prepared, fitted: &Fitted, folder: &Path, common: &Common) {
         println!("{summary}");
         return;
     }
-    if outcome.out_of_time {
-        println!("the time was over before training had ended; more may help: `--time-budget`");
-    }
+    say_if_out_of_time(outcome.out_of_time);
     println!("test, {} windows:", test.windows);
     print_scores(test);
-    let peak = outcome
-        .peak_mb
-        .map_or_else(String::new, |mb| format!(", peak memory {mb:.0} MB"));
-    println!(
-        "best epoch {} of {}; {:.1} s{peak}; report in {}",
-        outcome.best_epoch + 1,
-        outcome.epochs,
-        outcome.seconds,
-        folder.join("report.md").display()
+    ending(
+        (outcome.best_epoch, outcome.epochs),
+        (outcome.seconds, outcome.peak_mb),
+        folder,
     );
 }
