@@ -1,7 +1,7 @@
 //! Hyper-parameter search: many fits, each with other settings, compared by their validation score.
 //!
 //! A [`Space`] says what may be chosen and proposes it, a [`Study`] keeps the trials in a folder that several processes
-//! share and that a kill at any instant leaves in order, and [`work`] runs trials until all are done. What a fit is, the
+//! share and that a kill at any instant leaves in order, and [`Work::run`] runs trials until all are done. What a fit is, the
 //! domains say.
 
 mod space;
