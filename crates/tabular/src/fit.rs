@@ -201,7 +201,7 @@ pub struct Outcome {
     pub calibration: Option<Calibration>,
     /// Whether training ended because its time was over.
     pub out_of_time: bool,
-    /// Seconds of this process, training and evaluation.
+    /// Seconds of training and evaluation, with the epochs before a resume.
     pub seconds: f64,
     /// Largest resident memory of this process, MB, where the system tells.
     pub peak_mb: Option<f64>,
@@ -454,7 +454,7 @@ pub fn fit(
         predictions,
         targets,
         members,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds: run.seconds_before() + start.elapsed().as_secs_f64(),
         peak_mb: peak_rss_mb(),
     })
 }

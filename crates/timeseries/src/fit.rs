@@ -385,7 +385,7 @@ pub struct Outcome {
     pub targets: Tensor,
     /// Errors on the test windows of forecasts that need no training: the ridge in closed form, and the last season again.
     pub baselines: Vec<(&'static str, Errors)>,
-    /// Seconds of this process, training and evaluation.
+    /// Seconds of training and evaluation, with the epochs before a resume.
     pub seconds: f64,
     /// Largest resident memory of this process, MB, where the system tells.
     pub peak_mb: Option<f64>,
@@ -407,8 +407,10 @@ pub struct Trained {
     pub epochs: u64,
     /// Errors on the validation windows, of the best epoch.
     pub valid: Errors,
-    /// Seconds of this process.
+    /// Seconds of training, with the epochs before a resume.
     pub seconds: f64,
+    /// Those of the epochs before a resume.
+    pub seconds_before: f64,
 }
 
 /// Trains on `prepared` in the run folder and evaluates the best epoch; see [`train`].
@@ -440,7 +442,7 @@ pub fn fit(
         baselines: baselines(prepared, &settings.data, batch)?,
         predictions,
         targets,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds: trained.seconds_before + start.elapsed().as_secs_f64(),
         peak_mb: peak_rss_mb(),
     })
 }
@@ -499,7 +501,8 @@ pub fn train(
         best_epoch: found.best_epoch,
         epochs: found.epochs,
         valid,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds: found.seconds_before + start.elapsed().as_secs_f64(),
+        seconds_before: found.seconds_before,
     })
 }
 

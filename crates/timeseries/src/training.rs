@@ -64,6 +64,8 @@ pub(crate) struct Finished {
     pub(crate) epochs: u64,
     /// Whether the time was over before training had ended.
     pub(crate) out_of_time: bool,
+    /// Seconds of training before this process.
+    pub(crate) seconds_before: f64,
 }
 
 impl Loop<'_> {
@@ -171,6 +173,7 @@ impl Loop<'_> {
             best_epoch,
             epochs,
             out_of_time,
+            seconds_before: run.seconds_before(),
         })
     }
 

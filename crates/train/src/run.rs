@@ -37,8 +37,8 @@ use crate::schedule::{PlateauState, Schedule};
 pub use folder::read_log;
 use folder::{
     CONFIG, Config, ENV, FORMAT_VERSION, LOG, Log, MODEL, OPTIMIZER, PREPROCESS, STATE, State,
-    TIMING, check_config, hash, lock, make_folder, offer, read_text, recover, remove, rename,
-    settle_best, sha256_of, sync, to_toml, verify, warn_if_elsewhere,
+    TIMING, check_config, hash, lock, make_folder, offer, read_text, recover, remove, remove_file,
+    rename, seconds_so_far, settle_best, sha256_of, sync, to_toml, verify, warn_if_elsewhere,
 };
 pub use options::{FitOptions, ResumeFrom, RunOptions};
 use scalars::read_scalars;
@@ -110,6 +110,7 @@ pub struct Run {
     preprocess: Option<String>,
     /// The checkpoint that [`Run::restore`] reads.
     resumed: Option<PathBuf>,
+    seconds_before: f64,
     saved: Instant,
     epoch_started: Instant,
     waited: Duration,
@@ -221,6 +222,7 @@ impl Run {
             extra: state.extra,
             preprocess,
             resumed: Some(folder),
+            seconds_before: seconds_so_far(dir),
             saved: Instant::now(),
             epoch_started: Instant::now(),
             waited: Duration::ZERO,
@@ -238,6 +240,7 @@ impl Run {
         for leftover in ["last.tmp", "best.tmp", "best.old", "best", "discarded.tmp"] {
             remove(&dir.join(leftover))?;
         }
+        remove_file(&dir.join(TIMING))?;
         let text =
             serde_json::to_string_pretty(env).map_err(|e| Error::config("env", e.to_string()))?;
         densely_core::fs::write(&dir.join(ENV), text.as_bytes())?;
@@ -255,6 +258,7 @@ impl Run {
             extra: Value::Null,
             preprocess: None,
             resumed: None,
+            seconds_before: 0.0,
             saved: Instant::now(),
             epoch_started: Instant::now(),
             waited: Duration::ZERO,
@@ -290,6 +294,11 @@ impl Run {
     /// The preprocessing of the checkpoint that was resumed.
     pub fn preprocess(&self) -> Option<&str> {
         self.preprocess.as_deref()
+    }
+
+    /// Seconds of the epochs that earlier processes ended, as `timing.jsonl` tells.
+    pub fn seconds_before(&self) -> f64 {
+        self.seconds_before
     }
 
     /// Notes time that the loop waited for a batch; `timing.jsonl` tells the sum of each epoch.

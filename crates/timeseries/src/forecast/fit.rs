@@ -451,7 +451,7 @@ pub struct Outcome {
     pub network: Network,
     /// Whether the time was over before training had ended.
     pub out_of_time: bool,
-    /// Seconds of this process, training and evaluation.
+    /// Seconds of training and evaluation, with the epochs before a resume.
     pub seconds: f64,
     /// Largest resident memory of this process, MB, where the system tells.
     pub peak_mb: Option<f64>,
@@ -497,7 +497,7 @@ pub fn fit(
         valid: prepared.evaluate(&network, &prepared.valid, &mut |_, _| Ok(()))?,
         network,
         out_of_time: found.out_of_time,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds: found.seconds_before + start.elapsed().as_secs_f64(),
         peak_mb: peak_rss_mb(),
     })
 }

@@ -449,6 +449,20 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
     }
 }
 
+pub(super) fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Seconds of all epochs in the file of times. It is for people: a line that is damaged counts nothing.
+pub(super) fn seconds_so_far(dir: &Path) -> f64 {
+    let text = fs::read_to_string(dir.join(TIMING)).unwrap_or_default();
+    let seconds = |line| serde_json::from_str::<Value>(line).ok()?["seconds"].as_f64();
+    text.lines().filter_map(seconds).filter(|s| *s > 0.0).sum()
+}
+
 pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::io(from))?;
     fault::point("folder renamed");

@@ -630,3 +630,29 @@ fn the_log_has_one_line_per_interval_and_epoch_and_no_times() {
     let timing = std::fs::File::open(folder.path().join("timing.jsonl")).unwrap();
     assert_eq!(BufReader::new(timing).lines().count(), 3);
 }
+
+#[test]
+fn a_resumed_run_knows_the_seconds_before_it_and_a_new_one_starts_at_none() {
+    let _turn = turn();
+    let folder = folder();
+    half_done(folder.path());
+    let path = folder.path().join("timing.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let seconds = |line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["seconds"].as_f64().unwrap()
+    };
+    let sum: f64 = text.lines().map(seconds).sum();
+    std::fs::write(&path, format!("{text}{{\"seconds\": 1e")).unwrap(); // killed while it wrote
+    let env = Env::collect("cpu", None);
+    let (dir, settings) = (folder.path(), Settings::default());
+    let run = Run::resume(dir, &settings, &env, options(), ResumeFrom::Last).unwrap();
+    assert!(sum > 0.0 && run.seconds_before().to_bits() == sum.to_bits());
+    drop(run);
+    std::fs::remove_file(dir.join("config.toml")).unwrap();
+    for checkpoint in ["last", "previous"] {
+        std::fs::remove_dir_all(dir.join(checkpoint)).unwrap();
+    }
+    let run = Run::resume(dir, &settings, &env, options(), ResumeFrom::Last).unwrap();
+    assert!(run.seconds_before() <= 0.0 && !path.exists());
+}
