@@ -234,7 +234,7 @@ fn one(recipe: &Recipe, arguments: &Arguments) -> Result<Reproduction> {
     let mut result = assemble(recipe, arguments, &outcome, commit)?;
     if resumed {
         result.notes.push(
-            "The run was interrupted and went on; the time is that of its last part.".to_owned(),
+            "The run was interrupted and went on; its time is that of all finished epochs, its peak memory that of the last part.".to_owned(),
         );
     }
     if let Some(comparison) = &result.comparison {
