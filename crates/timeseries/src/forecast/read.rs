@@ -310,6 +310,7 @@ fn double_error(
     let texts: Vec<String> = table
         .names()
         .iter()
+        .filter(|name| *name != time)
         .filter(|name| {
             table
                 .column(name)

@@ -156,6 +156,12 @@ fn doubled_rows_are_refused_with_both_rows_or_merged_as_asked() -> Result<()> {
             && message.contains("`--duplicates mean`"),
         "{message}"
     );
+    // Times with offsets are texts, too, but no names of series.
+    let message = refused(&text.replace(":00,", ":00+01:00,"), &plain);
+    assert!(
+        message.contains("already; keep one row, or say"),
+        "{message}"
+    );
     for (duplicates, value, said) in [
         (Duplicates::Mean, 5.5, "averaged"),
         (Duplicates::First, 5.0, "the first one stays"),
