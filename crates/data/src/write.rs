@@ -2,7 +2,9 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use densely_core::{Error, Result, fs};
 
 /// A column of a result.
@@ -12,15 +14,71 @@ pub enum Output {
     Numbers(Vec<f64>),
     /// Texts.
     Texts(Vec<String>),
+    /// Times.
+    Times {
+        /// Microseconds since 1970, in universal time where there is a zone.
+        micros: Vec<i64>,
+        /// What a text file shows.
+        texts: Vec<String>,
+        /// `UTC`, or a name such as `Europe/Berlin`; `None` where times stand without a zone.
+        zone: Option<String>,
+    },
 }
 
 impl Output {
     fn len(&self) -> usize {
         match self {
             Self::Numbers(values) => values.len(),
-            Self::Texts(values) => values.len(),
+            Self::Texts(texts) | Self::Times { texts, .. } => texts.len(),
         }
     }
+
+    /// Adds the rows of `more`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when it is a column of another kind.
+    pub fn append(&mut self, more: Self) -> Result<()> {
+        match (self, more) {
+            (Self::Numbers(all), Self::Numbers(more)) => all.extend(more),
+            (Self::Texts(all), Self::Texts(more)) => all.extend(more),
+            (
+                Self::Times {
+                    micros,
+                    texts,
+                    zone,
+                },
+                Self::Times {
+                    micros: later,
+                    texts: more,
+                    zone: same,
+                },
+            ) if *zone == same => {
+                micros.extend(later);
+                texts.extend(more);
+            }
+            _ => return Err(Error::data("", "pieces of a column differ in their kind")),
+        }
+        Ok(())
+    }
+}
+
+/// Columns of equal length as an Arrow batch: float64, utf8, and timestamps of microseconds.
+///
+/// # Errors
+/// [`Error::Data`] when the columns do not make a batch.
+pub fn batch_of(columns: &[(String, Output)]) -> Result<RecordBatch> {
+    let array = |output: &Output| -> ArrayRef {
+        match output {
+            Output::Numbers(values) => Arc::new(Float64Array::from(values.clone())),
+            Output::Texts(values) => Arc::new(StringArray::from_iter_values(values)),
+            Output::Times { micros, zone, .. } => {
+                let times = TimestampMicrosecondArray::from(micros.clone());
+                Arc::new(times.with_timezone_opt(zone.clone()))
+            }
+        }
+    };
+    RecordBatch::try_from_iter(columns.iter().map(|(n, o)| (n.as_str(), array(o))))
+        .map_err(|e| Error::data("", e.to_string()))
 }
 
 /// How a result is written.
@@ -117,7 +175,7 @@ impl<W: Write + Send> Writer<W> {
     /// Adds rows: columns of equal length.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Corrupt`] when the columns are not those of the piece before.
+    /// [`Error::Io`]; [`Error::Data`] and [`Error::Corrupt`] when the columns are not of equal length or not those of the piece before.
     pub fn write(&mut self, columns: &[(String, Output)]) -> Result<()> {
         match &mut self.kind {
             Kind::Text { writer, begun } => {
@@ -125,7 +183,7 @@ impl<W: Write + Send> Writer<W> {
             }
             #[cfg(feature = "parquet")]
             Kind::Parquet(into) => {
-                let batch = batch(&self.path, columns)?;
+                let batch = batch_of(columns)?;
                 let Some(into) = into.take() else {
                     return Err(Error::corrupt(&self.path, "an earlier write failed"));
                 };
@@ -138,7 +196,7 @@ impl<W: Write + Send> Writer<W> {
             }
             #[cfg(feature = "parquet")]
             Kind::Begun(writer) => {
-                let batch = batch(&self.path, columns)?;
+                let batch = batch_of(columns)?;
                 writer
                     .write(&batch)
                     .map_err(|e| parquet_error(&self.path, e))
@@ -203,7 +261,7 @@ fn write_text<W: Write>(
                         std::fmt::Write::write_fmt(&mut number, format_args!("{}", values[row]));
                     &number
                 }
-                Output::Texts(values) => &values[row],
+                Output::Texts(texts) | Output::Times { texts, .. } => &texts[row],
             };
             writer.write_field(field).map_err(wrong)?;
         }
@@ -213,25 +271,10 @@ fn write_text<W: Write>(
 }
 
 #[cfg(feature = "parquet")]
-fn batch(path: &Path, columns: &[(String, Output)]) -> Result<arrow_array::RecordBatch> {
-    use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
-    use std::sync::Arc;
-
-    let array = |output: &Output| -> ArrayRef {
-        match output {
-            Output::Numbers(values) => Arc::new(Float64Array::from(values.clone())),
-            Output::Texts(values) => Arc::new(StringArray::from_iter_values(values)),
-        }
-    };
-    RecordBatch::try_from_iter(columns.iter().map(|(n, o)| (n.as_str(), array(o))))
-        .map_err(|e| Error::corrupt(path, e.to_string()))
-}
-
-#[cfg(feature = "parquet")]
 fn parquet_writer<W: Write + Send>(
     path: &Path,
     into: W,
-    batch: &arrow_array::RecordBatch,
+    batch: &RecordBatch,
 ) -> Result<parquet::arrow::ArrowWriter<W>> {
     // What a group holds stays in memory until the group is whole: a wide table gets shorter ones.
     let rows = (1_usize << 24) / batch.num_columns().max(1);

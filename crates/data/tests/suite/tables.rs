@@ -119,6 +119,32 @@ mod parquet {
     }
 
     #[test]
+    fn times_come_back_with_their_zone_and_stand_as_texts_in_csv() {
+        let piece = |hour: i64| Output::Times {
+            micros: vec![hour * 3_600_000_000],
+            texts: vec![format!("1970-01-01 {:02}:00", hour + 1)],
+            zone: Some("Europe/Berlin".to_owned()),
+        };
+        let mut times = piece(0);
+        times.append(piece(1)).unwrap();
+        let mut other = Output::Texts(vec![]);
+        assert!(other.append(piece(0)).is_err() && times.clone().append(other).is_err());
+        let columns = [("at".to_owned(), times)];
+        let file = TableFile::new("t.parquet", b"");
+        write_columns(&file.path, &columns).unwrap();
+        let table = Table::open(&file.path).unwrap();
+        assert_eq!(table.zone("at"), Some("Europe/Berlin"));
+        let Values::Time(micros) = &table.column("at").unwrap().values else {
+            panic!("no times");
+        };
+        assert_eq!(*micros, [0, 3_600_000_000]);
+        let file = TableFile::new("t.csv", b"");
+        write_columns(&file.path, &columns).unwrap();
+        let text = std::fs::read_to_string(&file.path).unwrap();
+        assert_eq!(text, "at\n1970-01-01 01:00\n1970-01-01 02:00\n");
+    }
+
+    #[test]
     fn every_truncation_is_an_error() {
         let bytes = written();
         for length in (0..bytes.len()).step_by(7) {

@@ -1,11 +1,11 @@
 //! The short way: a table in, a model out, forecasts as columns or as an Arrow batch.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
-use densely_core::{Device, Error, Result};
-use densely_data::{Output, Table};
+use arrow_array::RecordBatch;
+use densely_core::{Device, Result};
+use densely_data::Table;
+use densely_data::write::batch_of;
 
 use super::fit::{Event, FitOptions, Prepared, fit};
 use super::fitted::{Fitted, Forecasts};
@@ -171,21 +171,11 @@ impl Model {
 }
 
 impl Forecasts {
-    /// As an Arrow batch; times are texts, as they stand in files.
+    /// As an Arrow batch; times are timestamps, in the zone of the table where it has one.
     ///
     /// # Errors
-    /// [`Error::Data`] when the columns do not make a batch.
+    /// [`Error::Data`](densely_core::Error::Data) when the columns do not make a batch.
     pub fn to_batch(&self) -> Result<RecordBatch> {
-        let array = |output: &Output| -> ArrayRef {
-            match output {
-                Output::Numbers(values) => Arc::new(Float64Array::from(values.clone())),
-                Output::Texts(values) => Arc::new(StringArray::from_iter_values(values)),
-            }
-        };
-        let columns = self
-            .columns
-            .iter()
-            .map(|(name, output)| (name.as_str(), array(output)));
-        RecordBatch::try_from_iter(columns).map_err(|e| Error::data("", e.to_string()))
+        batch_of(&self.columns)
     }
 }

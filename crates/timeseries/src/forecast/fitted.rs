@@ -342,14 +342,11 @@ impl Fitted {
             let columns = forecast_columns(pipeline, &panel, &batch, &ys, false)?;
             match &mut all {
                 None => all = Some(columns),
-                Some(all) => all
-                    .iter_mut()
-                    .zip(columns)
-                    .for_each(|((_, all), (_, more))| match (all, more) {
-                        (Output::Numbers(all), Output::Numbers(more)) => all.extend(more),
-                        (Output::Texts(all), Output::Texts(more)) => all.extend(more),
-                        _ => {}
-                    }),
+                Some(all) => {
+                    for ((_, all), (_, more)) in all.iter_mut().zip(columns) {
+                        all.append(more)?;
+                    }
+                }
             }
         }
         Ok(Forecasts {
@@ -538,19 +535,14 @@ pub fn forecast_columns(
         });
         columns.push((name.clone(), Output::Texts(texts.collect())));
     }
-    let dates = panel.dates();
     let times = batch.places.iter().flat_map(|place| {
         let series = &panel.series[place.series];
         let first = series.first + (place.row - series.start) as i64;
-        (first..first + pipeline.horizon).map(|index| {
-            panel
-                .clock
-                .text(panel.step.time(index, series.phase), dates)
-        })
+        (first..first + pipeline.horizon).map(|index| panel.step.time(index, series.phase))
     });
     columns.push((
         pipeline.data.time_column()?.to_owned(),
-        Output::Texts(times.collect()),
+        panel.times(times.collect()),
     ));
     if targets {
         let steps = batch

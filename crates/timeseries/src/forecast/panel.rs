@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::ops::Range;
 
 use densely_core::{Error, Result};
+use densely_data::Output;
 use densely_data::table::{MISSING, Table, Values};
 
 use super::columns::{Gaps, TableSettings};
@@ -155,6 +156,20 @@ impl Panel {
         let one = &self.series[series];
         let time = self.step.time(one.first + row as i64, one.phase);
         self.clock.text(time, self.dates())
+    }
+
+    /// A column of times, in microseconds of the panel's clock.
+    pub(super) fn times(&self, micros: Vec<i64>) -> Output {
+        let text = |micros: &i64| self.clock.text(*micros, self.dates());
+        Output::Times {
+            texts: micros.iter().map(text).collect(),
+            zone: match &self.clock {
+                Clock::Plain => None,
+                Clock::Utc => Some("UTC".to_owned()),
+                Clock::Zone(name) => Some(name.clone()),
+            },
+            micros,
+        }
     }
 
     /// The time of a step of the grid, as the first series has it.

@@ -4,10 +4,11 @@ use std::fmt::Write;
 use std::path::Path;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::Float64Type;
+use arrow_array::types::{Float64Type, TimestampMicrosecondType};
 use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use densely_core::{Error, Result};
 use densely_data::Output;
+use densely_data::table::parse_time;
 use densely_testkit::{assert_bits, assert_close, copy_folder};
 use densely_timeseries::forecast::{
     Event, FitOptions, Fitted, ForecastSettings, Model, Options, Outcome, Prepared, fit, pinball,
@@ -373,6 +374,11 @@ fn a_model_backtests_and_takes_arrow() -> Result<()> {
     .expect("a batch");
     let next = opened.predict_batch(&batch, Some(&future))?;
     assert_eq!(next.num_rows(), 6);
+    let hours = next.column_by_name("hour").expect("a column");
+    let hours = hours.as_primitive::<TimestampMicrosecondType>();
+    assert_eq!(hours.timezone(), None);
+    let expected = (60..66).map(|hour| parse_time(&stamp(hour)).expect("a time"));
+    assert_eq!(hours.values().to_vec(), expected.collect::<Vec<_>>());
     let next = next.column_by_name("sold_forecast").expect("a column");
     assert!(
         next.as_primitive::<Float64Type>()

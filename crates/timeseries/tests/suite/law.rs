@@ -147,7 +147,7 @@ fn a_distribution_is_fitted_saved_and_forecast() -> Result<()> {
         assert_eq!(names, ["time", "load_forecast", "load_q0.1", "load_q0.9"]);
         let values = |at: usize| match &next.columns[at].1 {
             Output::Numbers(values) => values.clone(),
-            Output::Texts(_) => Vec::new(),
+            _ => Vec::new(),
         };
         let (mean, low, high) = (values(1), values(2), values(3));
         assert_eq!(mean.len(), 6);
