@@ -2,12 +2,12 @@
 //!
 //! Run with `cargo xtask bench`; the same work in Python is in `benches/peers`.
 
+mod recsys;
 mod tabular;
 mod timeseries;
 
 use densely_core::{Error, Result, nn};
 use densely_torch_ext::Autocast;
-use densely_train::optim::Optimizer;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
@@ -78,26 +78,35 @@ pub trait Work: std::fmt::Debug {
     /// # Errors
     /// Those of the model.
     fn loss(&self, train: bool) -> Result<Tensor>;
-    /// The parameters and what moves them.
-    fn trained(&mut self) -> (&VarStore, &mut Optimizer);
+    /// The parameters.
+    fn store(&self) -> &VarStore;
 
     /// Loss and norm of all gradients without dropout, for a check that both sides compute the same function.
     ///
     /// # Errors
     /// Those of the model and of libtorch.
-    fn loss_and_gradient_norm(&mut self) -> Result<(f64, f64)> {
+    fn loss_and_gradient_norm(&self) -> Result<(f64, f64)> {
         let loss = self.loss(false)?;
-        let (_, optimizer) = self.trained();
-        optimizer.zero_grad()?;
         loss.f_backward()?;
-        let norm = optimizer.clip_grad_norm(f64::INFINITY)?;
-        optimizer.zero_grad()?;
-        Ok((loss.double_value(&[]), norm.double_value(&[])))
+        let mut squares = 0.0;
+        for mut param in self.store().trainable_variables() {
+            let grad = param.grad();
+            if grad.defined() {
+                let grad = if grad.is_sparse() {
+                    grad.f_coalesce()?.f_values()?
+                } else {
+                    grad
+                };
+                squares += grad.square().sum(Kind::Double).double_value(&[]);
+            }
+            param.zero_grad();
+        }
+        Ok((loss.double_value(&[]), squares.sqrt()))
     }
 
     /// Bytes of all trainable parameters.
-    fn parameter_bytes(&mut self) -> u64 {
-        4 * nn::parameter_count(self.trained().0)
+    fn parameter_bytes(&self) -> u64 {
+        4 * nn::parameter_count(self.store())
     }
 }
 
@@ -110,5 +119,7 @@ fn autocast(bf16: bool, device: Device) -> Result<Option<Autocast>> {
 /// Everything that is measured.
 pub fn workloads() -> impl Iterator<Item = &'static dyn Workload> {
     let tabular = tabular::WORKLOADS.iter().map(|w| w as &dyn Workload);
-    tabular.chain(timeseries::WORKLOADS.iter().map(|w| w as &dyn Workload))
+    let timeseries = timeseries::WORKLOADS.iter().map(|w| w as &dyn Workload);
+    let recsys = recsys::WORKLOADS.iter().map(|w| w as &dyn Workload);
+    tabular.chain(timeseries).chain(recsys)
 }

@@ -184,7 +184,7 @@ impl Work for Bench {
         Ok(members_loss(&ys, &self.y, None, Task::Regression))
     }
 
-    fn trained(&mut self) -> (&VarStore, &mut Optimizer) {
-        (&self.store, &mut self.optimizer)
+    fn store(&self) -> &VarStore {
+        &self.store
     }
 }

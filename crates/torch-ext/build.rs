@@ -28,7 +28,8 @@ fn compile_kernels(x86: bool) {
             .std("c++17")
             .opt_level(3)
             .warnings(false)
-            .flag("-fopenmp-simd");
+            .flag("-fopenmp-simd")
+            .flag("-fno-math-errno"); // else a root is a call
         for flag in *flags {
             build.flag(flag);
         }
@@ -38,7 +39,7 @@ fn compile_kernels(x86: bool) {
         build
             .define("LEVEL", *level)
             .files(
-                ["kernels", "mixer_kernels", "patch_kernels"]
+                ["kernels", "mixer_kernels", "patch_kernels", "table_kernels"]
                     .map(|name| format!("src/cpu/{name}.cpp")),
             )
             .compile(&format!("densely_kernels_{level}"));
@@ -122,10 +123,12 @@ fn main() {
             "src/device.cpp",
             "src/memory.cpp",
             "src/optim.cpp",
+            "src/cpu/linear.cpp",
             "src/cpu/members.cpp",
             "src/cpu/mixer.cpp",
             "src/cpu/patches.cpp",
             "src/cpu/piecewise.cpp",
+            "src/cpu/tables.cpp",
         ])
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))

@@ -48,6 +48,7 @@ CASES = {
     ),
     "plateau_lower": case("plateau", plateau("min", **PLATEAU), direction="lower", **PLATEAU),
     "plateau_higher": case("plateau", plateau("max", **PLATEAU), direction="higher", **PLATEAU),
+    "plateau_absolute": case("plateau", plateau("max", threshold_mode="abs", **PLATEAU), direction="higher", absolute=True, **PLATEAU),
     "plateau_defaults": case("plateau", plateau("min"), direction="lower"),
 }
 

@@ -77,7 +77,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Scripts relative to the root; `common.py` is not one.
+/// Scripts relative to the root; `common.py` and `…_common.py` are none.
 fn scripts(filter: Option<&str>) -> Result<Vec<PathBuf>> {
     let folder = shell::root().join("python").join("goldens");
     let mut scripts = Vec::new();
@@ -87,7 +87,7 @@ fn scripts(filter: Option<&str>) -> Result<Vec<PathBuf>> {
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
         if path.extension().is_some_and(|ending| ending == "py")
-            && name != "common.py"
+            && !name.ends_with("common.py")
             && filter.is_none_or(|text| name.contains(text))
         {
             scripts.push(

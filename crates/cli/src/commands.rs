@@ -1,5 +1,6 @@
 //! One module per command.
 
+pub(crate) mod ctr;
 pub(crate) mod forecast;
 pub(crate) mod forward;
 pub(crate) mod models;

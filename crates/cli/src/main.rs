@@ -65,6 +65,9 @@ enum Command {
     /// Forecast the series of your own CSV or Parquet.
     #[command(subcommand)]
     Forecast(commands::forecast::Command),
+    /// Fit, evaluate and apply click models on your own CSV or Parquet, and rank candidates.
+    #[command(subcommand)]
+    Ctr(commands::ctr::Command),
     /// Answer prediction requests over HTTP with a fitted run.
     #[cfg(feature = "serve")]
     Serve(commands::serve::Arguments),
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
         Command::Tune(arguments) => commands::tune::run(arguments, common),
         Command::Tabular(command) => commands::tabular::run(command, common),
         Command::Forecast(command) => commands::forecast::run(command, common),
+        Command::Ctr(command) => commands::ctr::run(command, common),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => commands::serve::run(arguments, common),
     };

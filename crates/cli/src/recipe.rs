@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use densely_core::{Error, Result};
+use densely_recsys::CtrSettings;
 use densely_tabular::settings::FitSettings;
 use densely_timeseries::forecast::ForecastSettings;
 use densely_timeseries::m4::{self, M4};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 /// Domains whose recipes train.
-const DOMAINS: [&str; 3] = ["tabular", "timeseries", FORECAST];
+const DOMAINS: [&str; 4] = ["tabular", "timeseries", FORECAST, "recsys"];
 /// The domain of own tables of series, whose settings are those of `densely forecast fit`.
 const FORECAST: &str = "forecast";
 /// Keys of `[data]` that are not the domain's: where the rows come from.
@@ -78,6 +79,28 @@ pub(crate) struct Files {
     /// The file has a series in each row, as the M4 competition gives them out.
     #[serde(default)]
     m4: Option<M4Files>,
+}
+
+/// The files of a recipe of the domain `recsys`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CtrFiles {
+    /// The table; others stand beside it.
+    pub(crate) file: String,
+    /// What makes the table of the data set's files first.
+    #[serde(default)]
+    pub(crate) make: Option<Maker>,
+}
+
+/// What makes a table of clicks of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Maker {
+    /// Ratings, users and films.
+    #[serde(rename = "movielens-100k")]
+    Movielens100k,
+    /// Invoices of a shop.
+    OnlineRetailIi,
 }
 
 /// What belongs to a file of the M4 competition.
@@ -284,6 +307,18 @@ impl Recipe {
         Ok((files, settings))
     }
 
+    /// The files of a recipe of the domain `recsys`, and the settings of its fit.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with TOML's own words for an unknown or ill-typed setting.
+    pub(crate) fn ctr_settings(&self, path: &Path) -> Result<(CtrFiles, CtrSettings)> {
+        let mut data = self.data.clone();
+        data.remove("dataset");
+        let files = take(&mut data, &["file", "make"], path)?;
+        let settings = settings(data, self.model.clone(), self.train.clone(), path)?;
+        Ok((files, settings))
+    }
+
     /// The settings with another model and changes of the training.
     ///
     /// # Errors
@@ -305,9 +340,14 @@ impl Recipe {
 
 /// Takes the keys of [`Files`] out of `[data]`.
 fn files(data: &mut Table, path: &Path) -> Result<Files> {
-    let taken: Table = FILES
-        .into_iter()
-        .filter_map(|key| Some((key.to_owned(), data.remove(key)?)))
+    take(data, &FILES, path)
+}
+
+/// Takes these keys out of `[data]`.
+fn take<T: DeserializeOwned>(data: &mut Table, keys: &[&str], path: &Path) -> Result<T> {
+    let taken: Table = keys
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), data.remove(*key)?)))
         .collect();
     taken
         .try_into()

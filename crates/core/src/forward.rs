@@ -55,7 +55,8 @@ pub fn forward(request: &Request, inputs: &Tensors) -> Result<Response> {
     let mut build_config = config.clone();
     if !request.dropout {
         for field in request.preset.dropout {
-            build_config[*field] = 0.0.into();
+            let is_switch = build_config[*field].is_boolean();
+            build_config[*field] = if is_switch { false.into() } else { 0.0.into() };
         }
     }
     let store = VarStore::new(request.device);
@@ -63,7 +64,7 @@ pub fn forward(request: &Request, inputs: &Tensors) -> Result<Response> {
     let model: Box<dyn Model> = crate::seeded(request.seed, build)?;
     nn::check_names(&store)?;
     if let Some(path) = request.weights {
-        weights::load(&store, path, weights::same_name, Strictness::All)?;
+        weights::load_aliased(&store, path, &model.aliases(), Strictness::All)?;
     }
     nn::set_float_kind(&store, request.kind);
 

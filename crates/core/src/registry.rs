@@ -17,6 +17,11 @@ pub trait Model: std::fmt::Debug + Send {
     /// # Errors
     /// [`Error::Shape`] when an input is absent, superfluous or of another shape or kind.
     fn forward_named(&self, inputs: &Tensors, train: bool) -> Result<Tensors>;
+
+    /// Further names that the reference gives to parameters of this model, such as those of shared tables, each with the name here.
+    fn aliases(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 }
 
 /// A named configuration of a model.
@@ -41,7 +46,7 @@ pub struct Preset {
     pub outputs: &'static [TensorSpec],
     /// Published weights that are known to load.
     pub weights: &'static [&'static str],
-    /// Fields of the config that hold dropout probabilities.
+    /// Fields of the config that hold dropout probabilities, or a switch for them all.
     #[serde(skip)]
     pub dropout: &'static [&'static str],
     /// Makes the model from a whole config, creating its parameters under the path.

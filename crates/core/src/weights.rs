@@ -236,6 +236,48 @@ pub fn load(
     Ok(report)
 }
 
+/// Loads the file at `path` into the store, where it may also use the first name of each pair in `aliases` for the second, or hold a
+/// tensor under both.
+///
+/// # Errors
+/// Those of [`read`], [`without_aliases`] and [`load_tensors`].
+pub fn load_aliased(
+    vs: &VarStore,
+    path: &Path,
+    aliases: &[(String, String)],
+    strictness: Strictness,
+) -> Result<LoadReport> {
+    let tensors = without_aliases(path, read(path)?.tensors, aliases)?;
+    load_tensors(vs, path, &tensors, strictness)
+}
+
+/// `tensors` with the second name of each pair in `aliases` instead of the first. `path` is for messages.
+///
+/// # Errors
+/// [`Error::Corrupt`] when both are there and hold different values.
+pub fn without_aliases(
+    path: &Path,
+    mut tensors: Tensors,
+    aliases: &[(String, String)],
+) -> Result<Tensors> {
+    for (alias, name) in aliases {
+        let Some(xs) = tensors.remove(alias) else {
+            continue;
+        };
+        match tensors.get(name) {
+            Some(ours) if *ours != xs => {
+                let reason = format!("`{alias}` and `{name}` name one parameter but differ");
+                return Err(Error::corrupt(path, reason));
+            }
+            Some(_) => (),
+            None => {
+                tensors.insert(name.clone(), xs);
+            }
+        }
+    }
+    Ok(tensors)
+}
+
 /// The rename table that changes nothing.
 pub fn same_name(name: &str) -> Option<String> {
     Some(name.to_owned())

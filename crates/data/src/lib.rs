@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod batches;
 pub mod calendar;
 pub mod dataset;
 mod matrix;
@@ -12,6 +13,7 @@ pub mod stream;
 pub mod table;
 pub mod write;
 
+pub use batches::{Batches, RowBatch};
 pub use dataset::{Batch, Dataset, Order};
 pub use preprocess::{NumericTransform, PreprocessConfig, Preprocessor};
 pub use rows::{RowEncoder, Rows};

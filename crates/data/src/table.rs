@@ -359,7 +359,7 @@ impl Column {
 }
 
 /// Bytes of memory that the system could give to a program now; 4 GiB where it does not tell.
-pub(crate) fn available_memory() -> u64 {
+pub fn available_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text
         .lines()

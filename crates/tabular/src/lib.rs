@@ -2,7 +2,6 @@
 
 pub mod api;
 pub mod bins;
-pub mod calibration;
 pub mod embeddings;
 pub mod ensemble;
 pub mod fit;
@@ -23,6 +22,7 @@ pub mod tune;
 pub use api::{Model, Options, Predictions, Tabular};
 pub use densely_core::{Device, Error, Result};
 pub use densely_data as data;
+pub use densely_train::calibration;
 pub use mlp::{Mlp, MlpConfig};
 pub use models::PRESETS;
 pub use tabm::{TabM, TabMConfig};

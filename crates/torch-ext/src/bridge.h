@@ -43,6 +43,11 @@ size_t piecewise_embed(size_t x, size_t slope, size_t shift, size_t bins, size_t
                        bool relu);
 size_t mixer_block(size_t x, rust::Slice<const size_t> layers, rust::Slice<const size_t> norm, double eps, double momentum, double p, int64_t seed,
                    bool train);
+double table_squares(size_t w, size_t dense, size_t index, size_t values, size_t extra, double l1, double l2, bool all);
+void table_step(size_t w, size_t dense, size_t index, size_t values, size_t extra, size_t first, size_t second, rust::Slice<const double> numbers, bool adagrad,
+                bool all);
+size_t linear(size_t x, size_t weight, size_t bias);
+size_t dice(size_t x, size_t alpha, size_t running_mean, size_t running_variance, double eps, double momentum, bool train);
 size_t patch_block(size_t x, rust::Slice<const size_t> params, double eps, double p, int64_t seed, bool along_features);
 
 }  // namespace densely

@@ -122,6 +122,47 @@ pub(crate) mod ffi {
         ) -> Result<usize>;
 
         /// # Safety
+        /// Every number is 0 or the address of a live `at::Tensor`.
+        unsafe fn table_squares(
+            w: usize,
+            dense: usize,
+            index: usize,
+            values: usize,
+            extra: usize,
+            l1: f64,
+            l2: f64,
+            all: bool,
+        ) -> Result<f64>;
+        /// # Safety
+        /// Every number is 0 or the address of a live `at::Tensor`.
+        unsafe fn table_step(
+            w: usize,
+            dense: usize,
+            index: usize,
+            values: usize,
+            extra: usize,
+            first: usize,
+            second: usize,
+            numbers: &[f64],
+            adagrad: bool,
+            all: bool,
+        ) -> Result<()>;
+        /// # Safety
+        /// Every number is 0 or the address of a live `at::Tensor`.
+        unsafe fn linear(x: usize, weight: usize, bias: usize) -> Result<usize>;
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn dice(
+            x: usize,
+            alpha: usize,
+            running_mean: usize,
+            running_variance: usize,
+            eps: f64,
+            momentum: f64,
+            train: bool,
+        ) -> Result<usize>;
+
+        /// # Safety
         /// Every number is the address of a live `at::Tensor`.
         unsafe fn patch_block(
             x: usize,

@@ -18,6 +18,7 @@ pub mod cuda;
 pub mod fused;
 pub mod optim;
 pub mod profile;
+pub mod tables;
 
 use bridge::ffi;
 

@@ -4,6 +4,7 @@
 extern crate self as densely_train;
 
 pub mod amp;
+pub mod calibration;
 pub mod event;
 pub mod graph;
 pub mod machine;

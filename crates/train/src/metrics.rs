@@ -242,7 +242,6 @@ pub fn log_loss(probabilities: &Tensor, labels: &Tensor) -> Result<f64> {
 /// # Errors
 /// [`Error::Shape`] when they do not fit, a score is not finite, a label is neither 0 nor 1, or only one class
 /// is there.
-#[expect(clippy::float_cmp, reason = "a tie is a tie only when it is exact")]
 pub fn roc_auc(scores: &Tensor, labels: &Tensor) -> Result<f64> {
     let scores = finite("scores", scores)?;
     if scores.dim() != 1 {
@@ -251,26 +250,39 @@ pub fn roc_auc(scores: &Tensor, labels: &Tensor) -> Result<f64> {
     labels_of(&scores, labels, 2)?;
     let scores = to_vec(&scores)?;
     let labels = to_vec(&double(labels))?;
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_unstable_by(|a, b| scores[*a].total_cmp(&scores[*b]));
-    let positives = labels.iter().filter(|label| **label > 0.5).count();
-    let negatives = labels.len() - positives;
-    if positives == 0 || negatives == 0 {
-        return Err(shape(
+    let mut pairs: Vec<(f64, bool)> = scores
+        .into_iter()
+        .zip(labels.iter().map(|label| *label > 0.5))
+        .collect();
+    pairs.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    auc_of_sorted(&pairs).ok_or_else(|| {
+        let positives = labels.iter().filter(|label| **label > 0.5).count();
+        shape(
             "labels",
             "both classes",
             &format!("{positives} of class 1 only"),
-        ));
+        )
+    })
+}
+
+/// Area under the ROC curve of scores that stand in order, with whether each is of class 1; ties count half. `None` when only one class
+/// is there.
+#[expect(clippy::float_cmp, reason = "a tie is a tie only when it is exact")]
+pub fn auc_of_sorted(sorted: &[(f64, bool)]) -> Option<f64> {
+    let positives = sorted.iter().filter(|(_, one)| *one).count();
+    let negatives = sorted.len() - positives;
+    if positives == 0 || negatives == 0 {
+        return None;
     }
     // Pairs won, doubled so that ties stay whole numbers: exact up to 2^63 pairs.
     let (mut doubled, mut below) = (0u128, 0u128);
-    for tied in order.chunk_by(|a, b| scores[*a] == scores[*b]) {
-        let ones = tied.iter().filter(|row| labels[**row] > 0.5).count() as u128;
+    for tied in sorted.chunk_by(|a, b| a.0 == b.0) {
+        let ones = tied.iter().filter(|(_, one)| *one).count() as u128;
         let zeros = tied.len() as u128 - ones;
         doubled += ones * (2 * below + zeros);
         below += zeros;
     }
-    Ok(doubled as f64 / 2.0 / (positives as f64 * negatives as f64))
+    Some(doubled as f64 / 2.0 / (positives as f64 * negatives as f64))
 }
 
 fn shape(what: &str, expected: &str, got: &str) -> Error {

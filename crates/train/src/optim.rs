@@ -284,6 +284,28 @@ pub struct Optimizer {
     staged: Vec<Staged>,
 }
 
+/// What a run must know of any optimiser: its state, for checkpoints.
+pub trait OptimizerState {
+    /// The state as named tensors. They may share memory with the optimiser: save them before the next step.
+    fn state(&self) -> Tensors;
+
+    /// Takes over what [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it does not fit; the optimiser is then unchanged.
+    fn load_state(&mut self, state: &Tensors) -> Result<()>;
+}
+
+impl OptimizerState for Optimizer {
+    fn state(&self) -> Tensors {
+        self.state()
+    }
+
+    fn load_state(&mut self, state: &Tensors) -> Result<()> {
+        self.load_state(state)
+    }
+}
+
 impl Optimizer {
     /// Sets the learning rate; groups multiply it by their own factor.
     pub fn set_lr(&mut self, lr: f64) {

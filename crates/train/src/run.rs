@@ -32,7 +32,7 @@ use tch::nn::VarStore;
 
 use crate::machine::{Env, peak_rss_mb};
 use crate::metrics::Direction;
-use crate::optim::Optimizer;
+use crate::optim::OptimizerState;
 use crate::schedule::{PlateauState, Schedule};
 pub use folder::read_log;
 use folder::{
@@ -328,7 +328,7 @@ impl Run {
     pub fn restore(
         &mut self,
         vs: &VarStore,
-        opt: &mut Optimizer,
+        opt: &mut impl OptimizerState,
         schedule: &mut Schedule,
     ) -> Result<bool> {
         let Some(folder) = &self.resumed else {
@@ -445,7 +445,7 @@ impl Run {
     /// # Errors
     /// [`Error::Diverged`] when a loss that was not yet read is not finite, and [`Error::Io`]; the older checkpoints
     /// are then untouched.
-    pub fn checkpoint(&mut self, vs: &VarStore, opt: &Optimizer) -> Result<()> {
+    pub fn checkpoint(&mut self, vs: &VarStore, opt: &impl OptimizerState) -> Result<()> {
         self.read_back()?;
         self.log.flush()?;
         let tmp = self.dir.join("last.tmp");
@@ -469,7 +469,7 @@ impl Run {
         direction: Direction,
         metrics: &[(&str, f64)],
         vs: &VarStore,
-        opt: &Optimizer,
+        opt: &impl OptimizerState,
     ) -> Result<Decision> {
         self.read_back()?;
         if !score.is_finite() {
@@ -518,7 +518,7 @@ impl Run {
     ///
     /// # Errors
     /// As [`checkpoint`](Self::checkpoint).
-    pub fn finish(&mut self, vs: &VarStore, opt: &Optimizer) -> Result<()> {
+    pub fn finish(&mut self, vs: &VarStore, opt: &impl OptimizerState) -> Result<()> {
         self.progress.finished = true;
         self.checkpoint(vs, opt)
     }
@@ -538,7 +538,13 @@ impl Run {
 
     /// Writes `best/`, then `last/` with the same files. `best.old/` stays until `last/` speaks of the new best, so
     /// that a kill in between can go back to the one that the old `last/` speaks of.
-    fn save_best(&mut self, epoch: u64, score: f64, vs: &VarStore, opt: &Optimizer) -> Result<()> {
+    fn save_best(
+        &mut self,
+        epoch: u64,
+        score: f64,
+        vs: &VarStore,
+        opt: &impl OptimizerState,
+    ) -> Result<()> {
         self.log.flush()?;
         let [best, tmp, old] = ["best", "best.tmp", "best.old"].map(|name| self.dir.join(name));
         let last = self.dir.join("last.tmp");
@@ -606,7 +612,7 @@ impl Run {
         &self,
         folder: &Path,
         vs: &VarStore,
-        opt: &Optimizer,
+        opt: &impl OptimizerState,
     ) -> Result<BTreeMap<String, String>> {
         make_folder(folder)?;
         let none = BTreeMap::new();

@@ -107,6 +107,9 @@ pub enum Shape {
         /// Share of the best score by which a better one must differ.
         #[serde(default = "threshold")]
         threshold: f64,
+        /// The threshold is no share but a difference.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        absolute: bool,
         /// Epochs after a drop in which bad ones do not count.
         #[serde(default)]
         cooldown: u64,
@@ -293,6 +296,7 @@ impl Schedule {
             factor,
             patience,
             threshold,
+            absolute,
             cooldown,
             min_lr,
         } = self.config.shape
@@ -302,9 +306,16 @@ impl Schedule {
         let Some(state) = &mut self.plateau else {
             return;
         };
-        let better = state.best.is_none_or(|best| match direction {
-            Direction::Lower => score < best * (1.0 - threshold),
-            Direction::Higher => score > best * (1.0 + threshold),
+        let better = state.best.is_none_or(|best| {
+            let margin = if absolute {
+                threshold
+            } else {
+                best * threshold
+            };
+            match direction {
+                Direction::Lower => score < best - margin,
+                Direction::Higher => score > best + margin,
+            }
         });
         if better && score.is_finite() {
             state.best = Some(score);

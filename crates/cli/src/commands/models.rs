@@ -15,7 +15,12 @@ pub(crate) struct Arguments {
 
 /// The presets of all domains.
 pub(crate) fn all() -> Vec<Preset> {
-    [densely_tabular::PRESETS, densely_timeseries::PRESETS].concat()
+    [
+        densely_tabular::PRESETS,
+        densely_timeseries::PRESETS,
+        densely_recsys::PRESETS,
+    ]
+    .concat()
 }
 
 pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {

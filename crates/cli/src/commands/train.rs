@@ -1,5 +1,6 @@
 //! `densely train`: a recipe, every seed of it.
 
+mod ctr;
 pub(super) mod forecast;
 mod panel;
 
@@ -62,6 +63,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     }
     match recipe.domain.as_str() {
         "timeseries" => forecast::run(arguments, &recipe, common),
+        "recsys" => ctr::run(arguments, &recipe, common),
         "forecast" => panel::run(arguments, &recipe, common),
         _ => run_tabular(arguments, &recipe, common),
     }

@@ -6,6 +6,7 @@
     reason = "tests"
 )]
 
+mod batches;
 mod joins;
 mod preprocess;
 mod rows;

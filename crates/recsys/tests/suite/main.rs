@@ -1,0 +1,10 @@
+//! Tests that go through the crate's public doors.
+
+mod contract;
+mod counts;
+mod din;
+mod feature_map;
+mod goldens;
+mod metrics;
+mod own_table;
+mod steps;
