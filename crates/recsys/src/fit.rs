@@ -81,8 +81,8 @@ pub struct Outcome {
 
 /// Trains on `prepared` in the run folder and evaluates the best epoch, beside popularity and logistic regression.
 ///
-/// The same seed and threads should give the same bits on a CPU, however often the run was killed and resumed; while other threads of the process
-/// compute, its test now and then sees the fourth digit differ, for a reason not yet found.
+/// The same seed and threads give the same bits on a CPU, however often the run was killed and resumed, as long as other threads of the process
+/// draw from libtorch's generator only through [`seeded`].
 /// # Errors
 /// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the batch saved beside the
 /// checkpoints; [`Error::Interrupted`] after Ctrl-C; [`Error::Io`] and [`Error::Corrupt`] of the run folder.

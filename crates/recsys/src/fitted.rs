@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use densely_core::{Error, Result, Tensors, weights};
+use densely_core::{Error, Result, Tensors, seeded, weights};
 use densely_data::{Batches, RowBatch};
 use tch::Device;
 use tch::nn::VarStore;
@@ -49,7 +49,10 @@ impl Fitted {
         let map = FeatureMap::from_json(&pipeline.feature_map.to_string(), &path)?;
         map.check_fields(&fields_of(&pipeline.config)?)?;
         let vs = VarStore::new(device);
-        let model = network::build(&pipeline.preset, &pipeline.config, &vs.root())?;
+        // Loaded weights replace the first ones; drawing them must not disturb a training of another thread.
+        let model = seeded(0, || {
+            network::build(&pipeline.preset, &pipeline.config, &vs.root())
+        })?;
         let file = best.join("model.safetensors");
         weights::load(&vs, &file, weights::same_name, weights::Strictness::All)?;
         Ok(Self {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use densely_core::{Error, Result};
+use densely_core::{Error, Result, seeded};
 use densely_data::dataset::Dataset;
 use densely_data::preprocess::Preprocessor;
 use densely_data::rows::Rows;
@@ -64,7 +64,8 @@ impl Fitted {
         let pipeline: Pipeline = read_json(&path)?;
         let config = ModelConfig::of(&pipeline.preset, &pipeline.config)?;
         let vs = VarStore::new(device);
-        let model = config.build(&vs.root())?;
+        // Loaded weights replace the first ones; drawing them must not disturb a training of another thread.
+        let model = seeded(0, || config.build(&vs.root()))?;
         let (weights, same) = (
             best.join("model.safetensors"),
             densely_core::weights::same_name,

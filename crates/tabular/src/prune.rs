@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use densely_core::{Error, Result, Tensors, fs, weights};
+use densely_core::{Error, Result, Tensors, fs, seeded, weights};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
@@ -55,7 +55,8 @@ pub fn prune(from: &Path, members: &[i64], into: &Path) -> Result<()> {
     }
     // The small model knows the shape of everything; what differs in the first dimension is a member's own.
     let vs = VarStore::new(Device::Cpu);
-    ModelConfig::of(&preset, &small)?.build(&vs.root())?;
+    let small_config = ModelConfig::of(&preset, &small)?;
+    seeded(0, || small_config.build(&vs.root()))?;
     let path = from.join("best").join("model.safetensors");
     let own = weights::read(&path)?.tensors;
     let all = members.len() as i64 == k;

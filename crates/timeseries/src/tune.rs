@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use densely_core::{Error, Result};
+use densely_core::{Error, Result, seeded};
 use densely_train::metrics::Metric;
 pub use densely_train::tune::Work;
 use densely_train::tune::{Found, RangeSettings, Study, Trial, TuneSettings, to_json};
@@ -38,7 +38,8 @@ pub fn ranges(tune: &TuneSettings, base: &FitSettings) -> Result<BTreeMap<String
             // How many channels there are, only the table knows; nothing that may be chosen depends on it.
             let (data, model) = (&settings.data, &settings.model);
             let config = model.resolve(data.lookback, data.horizon, 1)?;
-            build(&model.preset, &config, &VarStore::new(Device::Cpu).root()).map(|_| ())
+            let vs = VarStore::new(Device::Cpu);
+            seeded(0, || build(&model.preset, &config, &vs.root())).map(|_| ())
         })?;
     Ok(tune.space.clone())
 }

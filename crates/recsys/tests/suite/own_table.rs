@@ -137,9 +137,7 @@ fn every_model_learns_what_users_like_and_predicts_the_same_from_its_folder() ->
     Ok(())
 }
 
-/// Alone it holds; beside the other tests of this program, about one time in three, the probabilities differ in the fourth digit.
 #[test]
-#[ignore = "not yet the same bits while other threads compute: run it alone with --ignored"]
 fn a_run_that_was_cut_ends_like_one_that_was_not() -> Result<()> {
     let folder = TempDir::new().expect("a folder");
     let path = table(&folder, 1200);
