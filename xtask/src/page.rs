@@ -238,9 +238,15 @@ pub(crate) fn page(result: &Reproduction, plots: &[String]) -> String {
         text += "\nMean ± standard deviation over the seeds on the test rows of each split; in brackets the place among the models of the\nsplit. Levels of two splits are those of different test rows.\n";
         let notes = comparison.rows.iter().filter_map(|row| {
             let note = row.note.as_deref()?;
+            // What is trained beside another model has no time of its own.
+            let seconds = if row.seconds > 0.0 {
+                format!("{:.0}", row.seconds)
+            } else {
+                "–".to_owned()
+            };
             Some(format!(
-                "| {} | {} | {note} | {:.0} |",
-                row.model, row.split, row.seconds
+                "| {} | {} | {note} | {seconds} |",
+                row.model, row.split
             ))
         });
         text += "\n| model | split | size | seconds, all seeds |\n| --- | --- | --- | ---: |\n";

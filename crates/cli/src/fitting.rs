@@ -104,7 +104,7 @@ fn role_name(role: Role) -> &'static str {
 }
 
 /// Shows a fit while it runs: what is trained where, and a bar on a terminal.
-pub(crate) struct Watch<'a> {
+struct Watch<'a> {
     seed: u64,
     folder: &'a Path,
     quiet: bool,
@@ -112,7 +112,7 @@ pub(crate) struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    pub(crate) fn new(seed: u64, folder: &'a Path, common: &Common) -> Self {
+    fn new(seed: u64, folder: &'a Path, common: &Common) -> Self {
         Self {
             seed,
             folder,
@@ -121,7 +121,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    pub(crate) fn see(&mut self, event: &Event) {
+    fn see(&mut self, event: &Event) {
         match event {
             Event::Started {
                 parameters,
@@ -153,11 +153,23 @@ impl<'a> Watch<'a> {
         }
     }
 
-    pub(crate) fn finish(self) {
+    fn finish(self) {
         if let Some(bar) = self.bar {
             bar.finish();
         }
     }
+}
+
+/// Runs `fit`, which tells of its events, and shows them.
+pub(crate) fn watched<T>(
+    options: &FitOptions,
+    common: &Common,
+    fit: impl FnOnce(&mut dyn FnMut(&Event)) -> Result<T>,
+) -> Result<T> {
+    let mut watch = Watch::new(options.seed, options.folder, common);
+    let outcome = fit(&mut |event| watch.see(event))?;
+    watch.finish();
+    Ok(outcome)
 }
 
 /// Trains one seed in `folder` and writes predictions, plots and report.
@@ -176,11 +188,9 @@ pub(crate) fn run(
         device,
         resume,
     };
-    let mut watch = Watch::new(seed, folder, common);
-    let outcome = fit(job.prepared, job.settings, &options, &mut |event| {
-        watch.see(event);
+    let outcome = watched(&options, common, |observe| {
+        fit(job.prepared, job.settings, &options, observe)
     })?;
-    watch.finish();
     let classes = job.prepared.preprocessor.classes();
     let target = Some((job.prepared.schema.target(), &outcome.targets));
     let columns = prediction_columns(&outcome.predictions, target, classes)?;
@@ -261,10 +271,8 @@ fn write_report(job: &Job, folder: &Path, seed: u64, outcome: &Outcome) -> Resul
     scores.extend(part("test", &outcome.test));
     let mut sections = vec![columns_section(prepared)];
     if let Some(calibration) = &outcome.calibration {
-        sections.push(calibration_section(
-            calibration,
-            job.settings.train.calibrate,
-        ));
+        let applied = job.settings.train.calibrate;
+        sections.push(calibration_section(calibration, applied, ""));
     }
     let notes = prepared
         .schema
@@ -298,7 +306,8 @@ fn columns_section(prepared: &Prepared) -> Section {
     }
 }
 
-fn calibration_section(calibration: &Calibration, applied: bool) -> Section {
+/// How true the probabilities are, after the sentences of `lead`.
+pub(crate) fn calibration_section(calibration: &Calibration, applied: bool, lead: &str) -> Section {
     let Calibration {
         temperature,
         as_predicted,
@@ -325,14 +334,14 @@ fn calibration_section(calibration: &Calibration, applied: bool) -> Section {
         .map(str::to_owned)
         .to_vec(),
         rows: vec![
-            row("as the members' average", as_predicted),
+            row("as predicted", as_predicted),
             row(
                 &format!("scaled by the temperature {temperature:.3}"),
                 scaled,
             ),
         ],
         text: format!(
-            "The temperature fits the validation rows; above 1 the model is too sure of itself. {what}"
+            "{lead}The temperature fits the validation rows; above 1 the model is too sure of itself. {what}"
         ),
     }
 }

@@ -17,6 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
 
 use crate::feature_map::{Encoded, Layout};
+use crate::metrics::Scores;
 
 /// Rows that stay together on the way from a file.
 const BLOCK: usize = 4096;
@@ -167,6 +168,14 @@ impl Examples {
     /// The group of each row, where there are groups.
     pub fn groups(&self) -> Option<&[u32]> {
         (!self.groups.is_empty()).then_some(&*self.groups)
+    }
+
+    /// What probabilities of all rows score, in order.
+    ///
+    /// # Errors
+    /// Those of [`Scores::new`].
+    pub fn scores(&self, probabilities: &[f64]) -> Result<Scores> {
+        Scores::new(probabilities, self.clicks(), self.groups())
     }
 
     /// Whether the rows are in memory.

@@ -98,13 +98,7 @@ impl FeatureMap {
 
     /// The table's columns that encoding reads, each once; without label and group.
     pub fn sources(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        for column in self.columns.iter().filter(|c| c.kind != Kind::Meta) {
-            if !names.iter().any(|name| name == column.source()) {
-                names.push(column.source().to_owned());
-            }
-        }
-        names
+        columns::sources(&self.columns)
     }
 
     /// The vocabulary of a field; `None` for numbers and unknown names.

@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use densely_core::{Error, Result, Tensors, nn, seeded};
-use densely_train::calibration::Calibration;
+use densely_train::calibration::{self, Calibration};
 use densely_train::event::Event;
 use densely_train::machine::{peak_rss_mb, step_seed};
 use densely_train::metrics::Direction;
@@ -44,12 +44,13 @@ pub struct Pipeline {
 }
 
 /// Settings that may differ when a run is resumed, since they do not change what was learnt so far.
-const MAY_CHANGE: [&str; 5] = [
+const MAY_CHANGE: [&str; 6] = [
     "table",
     "train.epochs",
     "train.patience",
     "train.min_improvement",
     "train.eval_batch_size",
+    "train.calibrate",
 ];
 
 /// What a finished fit found.
@@ -67,7 +68,7 @@ pub struct Outcome {
     pub test: Scores,
     /// Probabilities of the test rows.
     pub predictions: Vec<f64>,
-    /// Whether probabilities mean what they say.
+    /// Whether probabilities mean what they say; the predictions are scaled where the settings ask for it.
     pub calibration: Calibration,
     /// On the test rows: what needs no network.
     pub baselines: Vec<(&'static str, Scores)>,
@@ -77,6 +78,21 @@ pub struct Outcome {
     pub train_rows_per_second: Option<f64>,
     /// Largest resident memory of this process, MB, where the system tells.
     pub peak_mb: Option<f64>,
+}
+
+impl Outcome {
+    /// Says so where a baseline orders the test rows better than the network.
+    pub fn behind(&self) -> Option<String> {
+        let auc = |scores: &Scores| scores.auc.unwrap_or(0.0);
+        let (own, best) = (auc(&self.test), self.baselines.iter());
+        let (name, best) = best.max_by(|a, b| auc(&a.1).total_cmp(&auc(&b.1)))?;
+        (auc(best) > own).then(|| {
+            format!(
+                "on the test rows {name} has the better auc, {:.4} against {own:.4}: from this table the network learnt no more than that",
+                auc(best)
+            )
+        })
+    }
 }
 
 /// Trains on `prepared` in the run folder and evaluates the best epoch, beside popularity and logistic regression.
@@ -196,20 +212,28 @@ pub fn fit(
     let epochs = run.progress().epoch;
     let best_epoch = run.load_best(&vs)?.map_or(0, |best| best.epoch);
     let batch = train.eval_batch_size;
-    let (valid, of_valid) = evaluate(&model, &prepared.valid, batch, device)?;
-    let (test, predictions) = evaluate(&model, &prepared.test, batch, device)?;
+    let (mut valid, of_valid) = evaluate(&model, &prepared.valid, batch, device)?;
+    let (mut test, mut predictions) = evaluate(&model, &prepared.test, batch, device)?;
+    let calibration = Calibration::new(
+        &of_two_classes(&of_valid),
+        &targets(&prepared.valid),
+        &of_two_classes(&predictions),
+        &targets(&prepared.test),
+    )?;
+    let temperature = train.calibrate.then_some(calibration.temperature);
+    if let Some(temperature) = temperature {
+        predictions = scaled(&predictions, temperature)?;
+        valid = prepared.valid.scores(&scaled(&of_valid, temperature)?)?;
+        test = prepared.test.scores(&predictions)?;
+    }
+    calibration::save_temperature(options.folder, temperature)?;
     Ok(Outcome {
         parameters,
         best_epoch,
         epochs,
         valid,
         test,
-        calibration: Calibration::new(
-            &of_two_classes(&of_valid),
-            &targets(&prepared.valid),
-            &of_two_classes(&predictions),
-            &targets(&prepared.test),
-        )?,
+        calibration,
         predictions,
         baselines: baselines(prepared, settings, options.seed)?,
         seconds: start.elapsed().as_secs_f64(),
@@ -293,8 +317,7 @@ fn score(
     for rows in examples.chunks(batch, device) {
         probabilities.extend(probabilities_of(&logits(&rows?.inputs)?)?);
     }
-    let scores = Scores::new(&probabilities, examples.clicks(), examples.groups())?;
-    Ok((scores, probabilities))
+    Ok((examples.scores(&probabilities)?, probabilities))
 }
 
 /// Sigmoids in the network's precision, as FuxiCTR has them, then f64.
@@ -314,6 +337,11 @@ pub(crate) fn probabilities_of(logits: &Tensor) -> Result<Vec<f64>> {
 fn of_two_classes(probabilities: &[f64]) -> Tensor {
     let ones = Tensor::from_slice(probabilities);
     Tensor::stack(&[1.0 - &ones, ones], 1)
+}
+
+fn scaled(probabilities: &[f64], temperature: f64) -> Result<Vec<f64>> {
+    let both = calibration::scale(&of_two_classes(probabilities), temperature);
+    Ok(Vec::try_from(both.f_select(1, 1)?)?)
 }
 
 fn targets(examples: &Examples) -> Tensor {
@@ -397,7 +425,7 @@ fn popularity(prepared: &Prepared, item: &str) -> Result<Scores> {
     };
     let test = &prepared.test;
     let probabilities: Vec<f64> = items(test)?.into_iter().map(share).collect();
-    Scores::new(&probabilities, test.clicks(), test.groups())
+    test.scores(&probabilities)
 }
 
 /// Trained in memory, with the epoch that is best on the validation rows.

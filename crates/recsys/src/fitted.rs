@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use densely_core::{Error, Result, Tensors, seeded, weights};
+use densely_core::{Error, Result, Tensors, seeded};
 use densely_data::{Batches, RowBatch};
-use tch::Device;
+use densely_train::calibration;
+use densely_train::run::Kept;
 use tch::nn::VarStore;
+use tch::{Device, Tensor};
 
 use crate::feature_map::{FeatureMap, Layout};
 use crate::fit::{Pipeline, probabilities_of};
@@ -20,6 +22,8 @@ pub struct Fitted {
     pub map: FeatureMap,
     /// From which value of the label on it is a click.
     pub click_from: Option<f64>,
+    /// What logits are divided by, where the fit was asked to calibrate.
+    temperature: Option<f64>,
     model: CtrModel,
     layout: Layout,
     device: Device,
@@ -32,33 +36,21 @@ impl Fitted {
     /// [`Error::Io`] when there is no such folder or it holds no finished epoch; [`Error::Corrupt`], [`Error::Weights`] and
     /// [`Error::Config`] for files that are damaged or do not belong together.
     pub fn open(folder: &Path, device: Device) -> Result<Self> {
-        let best = folder.join("best");
-        let path = best.join("preprocess.json");
-        if !path.exists() {
-            let reason = if folder.is_dir() {
-                "holds no finished epoch of a fit"
-            } else {
-                "there is no such run folder"
-            };
-            let source = std::io::Error::new(std::io::ErrorKind::NotFound, reason);
-            return Err(Error::io(folder)(source));
-        }
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let pipeline: Pipeline = serde_json::from_str(&text)
-            .map_err(|e| Error::corrupt(&path, format!("no click model is kept here: {e}")))?;
-        let map = FeatureMap::from_json(&pipeline.feature_map.to_string(), &path)?;
+        let kept = Kept::<Pipeline>::open(folder, "densely ctr")?;
+        let pipeline = &kept.pipeline;
+        let map = FeatureMap::from_json(&pipeline.feature_map.to_string(), &kept.path)?;
         map.check_fields(&fields_of(&pipeline.config)?)?;
         let vs = VarStore::new(device);
         // Loaded weights replace the first ones; drawing them must not disturb a training of another thread.
         let model = seeded(0, || {
             network::build(&pipeline.preset, &pipeline.config, &vs.root())
         })?;
-        let file = best.join("model.safetensors");
-        weights::load(&vs, &file, weights::same_name, weights::Strictness::All)?;
+        kept.load_weights(&vs)?;
         Ok(Self {
             layout: Layout::new(&map.fields()),
             map,
             click_from: pipeline.click_from,
+            temperature: calibration::read_temperature(folder)?,
             model,
             device,
         })
@@ -72,7 +64,14 @@ impl Fitted {
         let words = self.map.encode(rows)?.words();
         let _no_grad = tch::no_grad_guard();
         let inputs = self.layout.tensors(&words, self.device)?;
-        probabilities_of(&self.model.forward(&inputs, false)?)
+        self.probabilities(&self.model.forward(&inputs, false)?)
+    }
+
+    fn probabilities(&self, logits: &Tensor) -> Result<Vec<f64>> {
+        match self.temperature {
+            Some(temperature) => probabilities_of(&logits.f_div_scalar(temperature)?),
+            None => probabilities_of(logits),
+        }
     }
 
     /// Scores on a table that has the label, read in pieces of `size` rows.
@@ -148,7 +147,7 @@ impl Fitted {
             let _no_grad = tch::no_grad_guard();
             self.model.score_candidates(&user, &candidates.tensors)?
         };
-        let probabilities = probabilities_of(&logits)?;
+        let probabilities = self.probabilities(&logits)?;
         let mut order: Vec<usize> = (0..probabilities.len()).collect();
         order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));
         order.truncate(top);

@@ -100,6 +100,11 @@ impl GroupScores {
 }
 
 impl Scores {
+    /// Share of the rows with a click.
+    pub fn share(&self) -> f64 {
+        self.clicks as f64 / self.rows as f64
+    }
+
     /// Scores of probabilities for rows that were clicked or not; `groups` has a number per row.
     ///
     /// # Errors
@@ -230,7 +235,7 @@ pub(crate) fn read_clicks(
         (Some(1.0), None) => Ok(true),
         (Some(value), None) => {
             let reason = format!(
-                "the label must be 0 or 1, got {value}; for ratings and the like say from which value on it is a click"
+                "the label must be 0 or 1, got {value}; for ratings and the like say from which value on it is a click (`click_from`, `--click-from`)"
             );
             Err(rows.error(column, row, reason))
         }

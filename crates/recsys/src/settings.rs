@@ -192,6 +192,8 @@ pub struct TrainSettings {
     pub lr_factor: f64,
     /// The learning rate never falls below.
     pub min_lr: f64,
+    /// Whether probabilities are scaled by the temperature that fits the validation rows.
+    pub calibrate: bool,
 }
 
 impl Default for TrainSettings {
@@ -206,6 +208,7 @@ impl Default for TrainSettings {
             min_improvement: 1e-6,
             lr_factor: 0.1,
             min_lr: 1e-6,
+            calibrate: false,
         }
     }
 }

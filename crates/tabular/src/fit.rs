@@ -22,8 +22,8 @@ use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
 use crate::calibration::{self, Calibration};
+use crate::fitted::save_members;
 pub use crate::fitted::{Fitted, Pipeline};
-use crate::fitted::{save_members, save_temperature};
 use crate::models::{ModelConfig, TabularModel};
 use crate::settings::{
     Batches, ClassWeights, DataSettings, Decay, EmbeddingSettings, FitSettings, Precision,
@@ -438,7 +438,7 @@ pub fn fit(
         predictions = calibration::scale(&predictions, *temperature);
         valid_predictions = calibration::scale(&valid_predictions, *temperature);
     }
-    save_temperature(
+    calibration::save_temperature(
         options.folder,
         scaled.map(|calibration| calibration.temperature),
     )?;

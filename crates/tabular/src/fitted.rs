@@ -8,6 +8,7 @@ use densely_data::preprocess::Preprocessor;
 use densely_data::rows::Rows;
 use densely_data::schema::Task;
 use densely_data::table::Table;
+use densely_train::run::Kept;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -50,27 +51,12 @@ impl Fitted {
     /// [`Error::Io`] when there is no such folder or it holds no finished epoch; [`Error::Corrupt`] and [`Error::Weights`] for files that
     /// are damaged or do not belong together.
     pub fn open(folder: &Path, device: tch::Device) -> Result<Self> {
-        let best = folder.join("best");
-        let path = best.join("preprocess.json");
-        if !path.exists() {
-            let reason = if folder.is_dir() {
-                "holds no finished epoch of a fit"
-            } else {
-                "there is no such run folder"
-            };
-            let source = std::io::Error::new(std::io::ErrorKind::NotFound, reason);
-            return Err(Error::io(folder)(source));
-        }
-        let pipeline: Pipeline = read_json(&path)?;
-        let config = ModelConfig::of(&pipeline.preset, &pipeline.config)?;
+        let kept = Kept::<Pipeline>::open(folder, "densely tabular")?;
+        let config = ModelConfig::of(&kept.pipeline.preset, &kept.pipeline.config)?;
         let vs = VarStore::new(device);
         // Loaded weights replace the first ones; drawing them must not disturb a training of another thread.
         let model = seeded(0, || config.build(&vs.root()))?;
-        let (weights, same) = (
-            best.join("model.safetensors"),
-            densely_core::weights::same_name,
-        );
-        densely_core::weights::load(&vs, &weights, same, densely_core::weights::Strictness::All)?;
+        kept.load_weights(&vs)?;
         let members = folder.join(MEMBERS);
         let members = if members.exists() {
             let members: std::collections::BTreeMap<String, Vec<i64>> = read_json(&members)?;
@@ -83,10 +69,10 @@ impl Fitted {
             return Err(Error::corrupt(folder.join(MEMBERS), reason));
         }
         Ok(Self {
-            pipeline,
+            pipeline: kept.pipeline,
             model,
             members,
-            temperature: read_temperature(folder)?,
+            temperature: calibration::read_temperature(folder)?,
             device,
         })
     }
@@ -160,36 +146,6 @@ impl Fitted {
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|e| Error::corrupt(path, e.to_string()))
-}
-
-const TEMPERATURE: &str = "calibration.json";
-
-/// Keeps the temperature with the run; a run that is not calibrated has no such file.
-pub(crate) fn save_temperature(folder: &Path, temperature: Option<f64>) -> Result<()> {
-    let path = folder.join(TEMPERATURE);
-    match temperature {
-        Some(temperature) => {
-            let text = json!({ "temperature": temperature }).to_string();
-            densely_core::fs::write(&path, text.as_bytes())
-        }
-        None if path.exists() => std::fs::remove_file(&path).map_err(Error::io(&path)),
-        None => Ok(()),
-    }
-}
-
-fn read_temperature(folder: &Path) -> Result<Option<f64>> {
-    let path = folder.join(TEMPERATURE);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let values: std::collections::BTreeMap<String, f64> = read_json(&path)?;
-    let temperature = values
-        .get("temperature")
-        .copied()
-        .filter(|t| *t > 0.0 && t.is_finite());
-    temperature
-        .map(Some)
-        .ok_or_else(|| Error::corrupt(&path, "the temperature is not a positive number"))
 }
 
 const MEMBERS: &str = "members.json";

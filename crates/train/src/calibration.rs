@@ -1,7 +1,10 @@
 //! Do probabilities mean what they say? Errors of calibration, and the one-number remedy.
 
-use densely_core::{Error, Result};
+use std::path::Path;
+
+use densely_core::{Error, Result, fs};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tch::{Kind, Tensor};
 
 /// How far probabilities are from what came true, as predicted and after temperature scaling.
@@ -142,6 +145,51 @@ pub fn brier(probabilities: &Tensor, targets: &Tensor) -> Result<f64> {
         .to_kind(Kind::Double);
     let squares = (probabilities.to_kind(Kind::Double) - truth).square();
     Ok(squares.sum(Kind::Double).double_value(&[]) / targets.size()[0] as f64)
+}
+
+const TEMPERATURE: &str = "calibration.json";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Applied {
+    temperature: f64,
+}
+
+/// Keeps the temperature that predictions of the run in `folder` are scaled by; a run that is not calibrated has no such file.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be written.
+pub fn save_temperature(folder: &Path, temperature: Option<f64>) -> Result<()> {
+    let path = folder.join(TEMPERATURE);
+    match temperature {
+        Some(temperature) => {
+            let text = json!(Applied { temperature }).to_string();
+            fs::write(&path, text.as_bytes())
+        }
+        None if path.exists() => std::fs::remove_file(&path).map_err(Error::io(&path)),
+        None => Ok(()),
+    }
+}
+
+/// The temperature that predictions of the run in `folder` are scaled by, if any.
+///
+/// # Errors
+/// [`Error::Corrupt`] for one that is no positive number; [`Error::Io`] when it cannot be read.
+pub fn read_temperature(folder: &Path) -> Result<Option<f64>> {
+    let path = folder.join(TEMPERATURE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let Applied { temperature } =
+        serde_json::from_str(&text).map_err(|e| Error::corrupt(&path, e.to_string()))?;
+    if temperature > 0.0 && temperature.is_finite() {
+        return Ok(Some(temperature));
+    }
+    Err(Error::corrupt(
+        &path,
+        "the temperature is not a positive number",
+    ))
 }
 
 fn log_loss(probabilities: &Tensor, targets: &Tensor) -> f64 {

@@ -15,6 +15,7 @@
 
 mod fault;
 mod folder;
+mod kept;
 mod options;
 mod scalars;
 
@@ -40,6 +41,7 @@ use folder::{
     TIMING, check_config, hash, lock, make_folder, offer, read_text, recover, remove, remove_file,
     rename, seconds_so_far, settle_best, sha256_of, sync, to_toml, verify, warn_if_elsewhere,
 };
+pub use kept::Kept;
 pub use options::{FitOptions, ResumeFrom, RunOptions};
 use scalars::read_scalars;
 

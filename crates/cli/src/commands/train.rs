@@ -212,26 +212,34 @@ fn summary(recipe: &Recipe, seeds: &[SeedScores], common: &Common) -> Map<String
                 .map(|(_, value)| *value)
         };
         let values: Vec<f64> = seeds.iter().filter_map(|(_, test, _)| of(test)).collect();
-        let (mean, sd) = mean_sd(&values);
         let seeds: Vec<Value> = seeds
             .iter()
             .map(|(seed, test, valid)| json!({ "seed": seed, "value": of(test), "valid": of(valid) }))
             .collect();
-        if !common.json {
-            println!(
-                "{}: {} {mean:.4} ± {sd:.4} on {} seeds",
-                recipe.name,
-                metric.name(),
-                values.len()
-            );
-        }
-        let direction = metric.direction();
-        metrics.insert(
-            metric.name().to_owned(),
-            json!({ "direction": direction, "seeds": seeds, "mean": mean, "sd": sd }),
-        );
+        let direction = json!(metric.direction());
+        let found = over_seeds(recipe, (metric.name(), direction), &values, &seeds, common);
+        metrics.insert(metric.name().to_owned(), found);
     }
     metrics
+}
+
+/// A metric, its name and direction, over the seeds: printed, and as JSON.
+fn over_seeds(
+    recipe: &Recipe,
+    (name, direction): (&str, Value),
+    values: &[f64],
+    seeds: &[Value],
+    common: &Common,
+) -> Value {
+    let (mean, sd) = mean_sd(values);
+    if !common.json {
+        println!(
+            "{}: {name} {mean:.4} ± {sd:.4} on {} seeds",
+            recipe.name,
+            values.len()
+        );
+    }
+    json!({ "direction": direction, "seeds": seeds, "mean": mean, "sd": sd })
 }
 
 /// What averages of five seeds' predictions reach: printed, and as JSON by metric. Nothing with less than five seeds.

@@ -6,7 +6,7 @@ use densely_core::{Error, Result};
 use densely_data::RowBatch;
 
 use super::cells::{self, Cells};
-use super::columns::{Column, Kind, Normalizer};
+use super::columns::{self, Column, Kind, Normalizer};
 use super::vocabulary::{Counter, Refused, Tokens, Vocabulary};
 use super::{FeatureMap, Scale};
 
@@ -124,13 +124,7 @@ impl Builder {
 
     /// The table's columns that are read, each once.
     pub fn sources(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        for column in self.columns.iter().filter(|c| c.kind != Kind::Meta) {
-            if !names.iter().any(|name| name == column.source()) {
-                names.push(column.source().to_owned());
-            }
-        }
-        names
+        columns::sources(&self.columns)
     }
 
     /// Counts the rows of a batch for which `is_training` holds.

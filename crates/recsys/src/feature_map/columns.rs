@@ -282,3 +282,14 @@ impl Column {
         Ok(())
     }
 }
+
+/// The table's columns that `columns` are read from, each once; without those that are only kept.
+pub(super) fn sources(columns: &[Column]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for column in columns.iter().filter(|c| c.kind != Kind::Meta) {
+        if !names.iter().any(|name| name == column.source()) {
+            names.push(column.source().to_owned());
+        }
+    }
+    names
+}

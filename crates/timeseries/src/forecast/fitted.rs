@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use densely_core::{Error, Result, check, seeded, weights};
+use densely_core::{Error, Result, check, seeded};
 use densely_data::Output;
 use densely_data::table::Table;
+use densely_train::run::Kept;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::nn::VarStore;
@@ -226,37 +227,13 @@ impl Fitted {
     /// [`Error::Io`] when there is no such folder or it holds no finished epoch; [`Error::Corrupt`] and [`Error::Weights`] for files that
     /// are damaged or do not belong together.
     pub fn open(folder: &Path, device: Device) -> Result<Self> {
-        let best = folder.join("best");
-        let path = best.join("preprocess.json");
-        if !path.exists() {
-            let reason = if folder.is_dir() {
-                "holds no finished epoch of a fit"
-            } else {
-                "there is no such run folder"
-            };
-            return Err(Error::io(folder)(std::io::Error::new(
-                std::io::ErrorKind::NotFound,
-                reason,
-            )));
-        }
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let pipeline: Pipeline = serde_json::from_str(&text).map_err(|e| {
-            Error::corrupt(
-                &path,
-                format!("{e}; is it a run of `densely forecast fit`?"),
-            )
-        })?;
+        let kept = Kept::<Pipeline>::open(folder, "densely forecast")?;
         let vs = VarStore::new(device);
         // Drawn under a seed, so that no other thread's draws change.
-        let network = seeded(0, || pipeline.network(&vs))?;
-        weights::load(
-            &vs,
-            &best.join("model.safetensors"),
-            weights::same_name,
-            weights::Strictness::All,
-        )?;
+        let network = seeded(0, || kept.pipeline.network(&vs))?;
+        kept.load_weights(&vs)?;
         Ok(Self {
-            pipeline,
+            pipeline: kept.pipeline,
             network,
             device,
         })

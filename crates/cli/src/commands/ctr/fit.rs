@@ -16,7 +16,7 @@ use serde_json::{Map, json};
 
 use super::{line, object};
 use crate::commands::tabular::ResumeArguments;
-use crate::fitting::Watch;
+use crate::fitting::{calibration_section, watched};
 use crate::{Common, recipe};
 
 #[derive(Debug, clap::Args)]
@@ -74,6 +74,9 @@ pub(crate) struct Fit {
     /// Most epochs.
     #[arg(long)]
     epochs: Option<u64>,
+    /// Scale probabilities by the temperature that fits the validation rows.
+    #[arg(long)]
+    calibrate: bool,
     /// Change any setting of the run, such as `train.batch_size=4096`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     changes: Vec<String>,
@@ -116,7 +119,7 @@ impl Fit {
 
 pub(super) fn run(arguments: &Fit, common: &Common) -> Result<()> {
     let (settings, explained) = arguments.options()?.settings(&arguments.table)?;
-    let settings = changed(&settings, arguments.epochs, &arguments.changes)?;
+    let settings = changed(&settings, arguments)?;
     let device = common.device.open()?;
     let folder = arguments
         .out
@@ -142,14 +145,17 @@ pub(super) fn run(arguments: &Fit, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// The settings with `--epochs` and `--set`.
-fn changed(settings: &CtrSettings, epochs: Option<u64>, changes: &[String]) -> Result<CtrSettings> {
+/// The settings with `--epochs`, `--calibrate` and `--set`.
+fn changed(settings: &CtrSettings, arguments: &Fit) -> Result<CtrSettings> {
     let wrong = |e: String| Error::config("settings", e);
     let mut table = toml::Table::try_from(settings).map_err(|e| wrong(e.to_string()))?;
-    if let Some(epochs) = epochs {
+    if let Some(epochs) = arguments.epochs {
         recipe::set(&mut table, &format!("train.epochs={epochs}"))?;
     }
-    for change in changes {
+    if arguments.calibrate {
+        recipe::set(&mut table, "train.calibrate=true")?;
+    }
+    for change in &arguments.changes {
         recipe::set(&mut table, change)?;
     }
     table
@@ -227,11 +233,9 @@ impl Job<'_> {
             device,
             resume,
         };
-        let mut watch = Watch::new(seed, folder, common);
-        let outcome = fit(self.prepared, self.settings, &options, &mut |event| {
-            watch.see(event);
+        let outcome = watched(&options, common, |observe| {
+            fit(self.prepared, self.settings, &options, observe)
         })?;
-        watch.finish();
         self.write_predictions(&folder.join("predictions.parquet"), &outcome)?;
         let mut plots = plot::run_plots(folder)?;
         plots.push(self.plot(folder, &outcome)?);
@@ -325,7 +329,13 @@ impl Job<'_> {
                 format!("{peak:.0} MB"),
             ));
         }
-        let mut sections = vec![scores_section(outcome), calibration_section(outcome)];
+        let (mean, share) = (mean(&outcome.predictions), outcome.test.share());
+        let lead = format!("The mean probability is {mean:.4}, the share of clicks {share:.4}. ");
+        let applied = self.settings.train.calibrate;
+        let mut sections = vec![
+            scores_section(outcome),
+            calibration_section(&outcome.calibration, applied, &lead),
+        ];
         if !self.explained.is_empty() {
             sections.push(Section {
                 title: "Columns".to_owned(),
@@ -340,6 +350,7 @@ impl Job<'_> {
         }
         let mut notes = self.prepared.notes.clone();
         notes.extend(outcome.test.groups.and_then(|groups| groups.note()));
+        notes.extend(outcome.behind());
         let report = Report {
             title: self.title.to_owned(),
             facts,
@@ -377,37 +388,8 @@ fn scores_section(outcome: &Outcome) -> Section {
     }
 }
 
-fn calibration_section(outcome: &Outcome) -> Section {
-    let calibration = &outcome.calibration;
-    let mean = outcome.predictions.iter().sum::<f64>() / outcome.predictions.len() as f64;
-    let share = outcome.test.clicks as f64 / outcome.test.rows as f64;
-    let rows = [
-        ("as predicted".to_owned(), &calibration.as_predicted),
-        (
-            format!("scaled by the temperature {:.3}", calibration.temperature),
-            &calibration.scaled,
-        ),
-    ];
-    let row = |(name, errors): &(String, &densely_train::calibration::CalibrationErrors)| {
-        let numbers = [errors.expected, errors.brier, errors.log_loss];
-        let numbers = numbers.iter().map(|value| format!("{value:.5}"));
-        std::iter::once(name.clone()).chain(numbers).collect()
-    };
-    Section {
-        title: "Calibration on the test rows".to_owned(),
-        header: [
-            "probabilities",
-            "expected calibration error",
-            "Brier score",
-            "log loss",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-        rows: rows.iter().map(row).collect(),
-        text: format!(
-            "The mean probability is {mean:.4}, the share of clicks {share:.4}. The temperature fits the validation rows; predictions of this run are not scaled."
-        ),
-    }
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 /// Prints what a fit reached.
@@ -441,7 +423,8 @@ fn print(folder: &Path, fitted: &Fitted, common: &Common) {
     for (name, scores) in &outcome.baselines {
         println!("       {name}: {}", line(scores));
     }
-    if let Some(note) = outcome.test.groups.and_then(|groups| groups.note()) {
+    let note = outcome.test.groups.and_then(|groups| groups.note());
+    for note in note.into_iter().chain(outcome.behind()) {
         println!("{note}");
     }
     let rate = outcome

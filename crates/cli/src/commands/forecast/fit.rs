@@ -17,7 +17,7 @@ use toml::Table as Toml;
 
 use super::{print_scores, say};
 use crate::commands::tabular::{ResumeArguments, seconds};
-use crate::fitting::{Watch, ending, say_if_out_of_time};
+use crate::fitting::{ending, say_if_out_of_time, watched};
 use crate::{Common, recipe};
 
 #[derive(Debug, clap::Args)]
@@ -182,9 +182,9 @@ impl Job<'_> {
             device: self.prepared.store.device(),
             resume,
         };
-        let mut watch = Watch::new(seed, folder, common);
-        let outcome = forecast::fit(self.prepared, &options, &mut |event| watch.see(event))?;
-        watch.finish();
+        let outcome = watched(&options, common, |observe| {
+            forecast::fit(self.prepared, &options, observe)
+        })?;
         let test = write_predictions(self.prepared, &outcome, folder)?;
         let plots = plots(self.prepared, &outcome, folder)?;
         let fitted = Fitted {

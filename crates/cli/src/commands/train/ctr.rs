@@ -11,7 +11,7 @@ use densely_train::machine::device_name;
 use densely_train::plot::{self, Axes, Dots};
 use serde_json::{Map, Value, json};
 
-use super::Arguments;
+use super::{Arguments, over_seeds};
 use crate::Common;
 use crate::commands::ctr::fit::Job;
 use crate::commands::ctr::line;
@@ -22,6 +22,8 @@ use crate::recipe::{CtrFiles, Maker, Recipe};
 struct Row {
     name: String,
     seeds: Vec<(u64, Scores)>,
+    /// Of all seeds, where it is known: baselines are trained beside the model.
+    seconds: f64,
     note: String,
 }
 
@@ -56,6 +58,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     let mut own = Row {
         name: settings.model.preset.clone(),
         seeds: Vec::new(),
+        seconds: 0.0,
         note: String::new(),
     };
     let mut baselines: Vec<Row> = Vec::new();
@@ -80,6 +83,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
                 None => baselines.push(Row {
                     name: name.to_owned(),
                     seeds: vec![(*seed, scores)],
+                    seconds: 0.0,
                     note: "baseline".to_owned(),
                 }),
             }
@@ -92,6 +96,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
         params = outcome.parameters;
         plots.extend(fitted.plots);
     }
+    own.seconds = seconds;
     own.note = format!("{params} parameters");
     let metrics = metrics(&own, recipe, common);
     let rows: Vec<Row> = std::iter::once(own).chain(baselines).collect();
@@ -184,22 +189,13 @@ impl Row {
 fn metrics(row: &Row, recipe: &Recipe, common: &Common) -> Map<String, Value> {
     let mut metrics = Map::new();
     for metric in Metric::ALL {
-        if row.values(metric).len() != row.seeds.len() {
+        let values = row.values(metric);
+        if values.len() != row.seeds.len() {
             continue;
         }
-        let (mean, sd) = row.mean_sd(metric);
-        let name = metric.name();
-        if !common.json {
-            println!(
-                "{}: {name} {mean:.4} ± {sd:.4} on {} seeds",
-                recipe.name,
-                row.seeds.len()
-            );
-        }
-        metrics.insert(
-            name.to_owned(),
-            json!({ "direction": metric.direction(), "seeds": row.seeds(metric), "mean": mean, "sd": sd }),
-        );
+        let about = (metric.name(), json!(metric.direction()));
+        let found = over_seeds(recipe, about, &values, &row.seeds(metric), common);
+        metrics.insert(metric.name().to_owned(), found);
     }
     metrics
 }
@@ -217,7 +213,7 @@ fn comparison(rows: &[Row]) -> Value {
                 "mean": mean_auc,
                 "sd": sd,
                 "rank": 1 + rows.iter().filter(|other| mean(other) > mean(row)).count(),
-                "seconds": 0.0,
+                "seconds": row.seconds,
                 "peak_mb": null,
                 "note": row.note,
             })

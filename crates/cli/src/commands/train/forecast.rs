@@ -15,7 +15,7 @@ use tch::{Kind, Tensor};
 
 use super::{Arguments, SeedScores, summary};
 use crate::Common;
-use crate::fitting::Watch;
+use crate::fitting::watched;
 use crate::recipe::Recipe;
 
 /// What came of one seed.
@@ -63,11 +63,9 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
             device,
             resume,
         };
-        let mut watch = Watch::new(*seed, &folder, common);
-        let outcome = fit(&prepared, &settings, &options, &mut |event| {
-            watch.see(event);
+        let outcome = watched(&options, common, |observe| {
+            fit(&prepared, &settings, &options, observe)
         })?;
-        watch.finish();
         write_predictions(&prepared, &outcome, &folder)?;
         let plots = plots(&prepared, &outcome, &folder)?;
         let (test, valid) = (outcome.test.scores(), outcome.valid.scores());

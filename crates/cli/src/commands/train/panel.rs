@@ -12,7 +12,7 @@ use densely_train::plot::{self, Axes, Dots};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::Arguments;
+use super::{Arguments, over_seeds};
 use crate::Common;
 use crate::commands::forecast::fit::{Fitted, Job};
 use crate::compare::{mean_sd, slug};
@@ -316,18 +316,15 @@ impl Row {
 fn metrics(row: &Row, recipe: &Recipe, common: &Common) -> Map<String, Value> {
     let mut metrics = Map::new();
     for (name, _) in row.seeds.first().into_iter().flat_map(|(_, errors)| errors) {
-        let (mean, sd) = row.mean_sd(name);
-        if !common.json {
-            println!(
-                "{}: {name} {mean:.4} ± {sd:.4} on {} seeds",
-                recipe.name,
-                row.seeds.len()
-            );
-        }
-        metrics.insert(
-            (*name).to_owned(),
-            json!({ "direction": "lower", "seeds": seeds(row, name), "mean": mean, "sd": sd }),
+        let values = row.values(name).unwrap_or_default();
+        let found = over_seeds(
+            recipe,
+            (name, "lower".into()),
+            &values,
+            &seeds(row, name),
+            common,
         );
+        metrics.insert((*name).to_owned(), found);
     }
     metrics
 }
