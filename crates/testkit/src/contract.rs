@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use densely_core::forward::{Request, Response, forward};
-use densely_core::registry::Preset;
+use densely_core::registry::{Preset, find};
 use densely_core::weights::{self, Strictness, Tensors};
 use densely_core::{Device, Error, Result, nn, seeded};
 use serde_json::Value;
@@ -50,6 +50,17 @@ impl Case {
     fn outputs(&self, change: impl FnOnce(&mut Request), rows: i64) -> Result<Tensors> {
         Ok(self.run(change, rows)?.tensors)
     }
+}
+
+/// What building a preset with a wrong config says.
+///
+/// # Panics
+/// When the preset is unknown or takes the config.
+pub fn refusal(presets: &'static [Preset], name: &str, config: &Value) -> String {
+    let preset = find(presets, name).expect("a preset");
+    let vs = VarStore::new(tch::Device::Cpu);
+    let build = || (preset.build)(&preset.config_with(config)?, &vs.root());
+    seeded(0, build).expect_err("a wrong config").to_string()
 }
 
 /// Runs every check of this module.

@@ -26,6 +26,29 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// Names of the goldens of a crate, `manifest_dir`, that start with `prefix`, sorted.
+///
+/// # Panics
+/// When there are not `count` of them: a test that runs over none of its goldens would pass.
+pub fn goldens(manifest_dir: &str, prefix: &str, count: usize) -> Vec<String> {
+    let folder = std::fs::read_dir(format!("{manifest_dir}/tests/goldens")).expect("a folder");
+    let names = folder.map(|entry| {
+        let name = entry.expect("an entry").file_name();
+        name.into_string().expect("a name")
+    });
+    let mut names: Vec<String> = names
+        .filter_map(|name| Some(name.strip_suffix(".safetensors")?.to_owned()))
+        .filter(|name| name.starts_with(prefix))
+        .collect();
+    names.sort();
+    assert_eq!(
+        names.len(),
+        count,
+        "a golden is missing or not listed: {names:?}"
+    );
+    names
+}
+
 /// Asserts that `|actual - expected| <= atol + rtol·|expected|` everywhere; NaN equals only NaN.
 ///
 /// The message names the shape, the worst place and both values there, so that a failure can be understood

@@ -15,93 +15,60 @@ fn clicks(rows: u32) -> String {
     text
 }
 
-/// A network that trains in a blink.
-const SMALL: [&str; 8] = [
-    "--set",
-    "train.batch_size=128",
-    "--epochs",
-    "2",
-    "--device",
-    "cpu",
-    "--threads",
-    "1",
-];
+/// For a network that trains in a blink.
+const SMALL: &str = "--set train.batch_size=128 --epochs 2 --device cpu --threads 1";
+
+/// The arguments of a command line without quotes.
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
 
 #[test]
 fn clicks_are_fitted_evaluated_predicted_and_ranked() {
     let bench = Bench::new();
     bench.write("ads.csv", &clicks(1500));
-    let fit = [
-        "ctr",
-        "fit",
-        "ads.csv",
-        "--label",
-        "clk",
-        "--group",
-        "user",
-        "--time",
-        "shown",
-        "--history",
-        "history=item",
-        "--out",
-        "run",
-    ];
-    let words: Vec<&str> = fit.iter().chain(&SMALL).copied().collect();
-    let fitted = bench.densely(&words).success();
+    let fit = format!(
+        "ctr fit ads.csv --label clk --group user --time shown --history history=item --calibrate --out run {SMALL}"
+    );
+    let fitted = bench.densely(&words(&fit)).success();
     let said = stderr(&fitted);
-    for words in [
+    for part in [
         "history",
         "sequence",
         "as you said",
         "1200 train, 150 valid, 150 test",
     ] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(said.contains(part), "{part}: {said}");
     }
     let said = stdout(&fitted);
-    for words in [
+    for part in [
         "test:  auc",
         "popularity: auc",
         "logistic regression: auc",
         "rows/s in training",
     ] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(said.contains(part), "{part}: {said}");
     }
     let report = std::fs::read_to_string(bench.path("run/report.md")).unwrap();
-    for words in [
+    for part in [
         "## Calibration on the test rows",
         "expected calibration error",
+        "Predictions of this run are scaled.",
         "gauc",
         "| history |",
     ] {
-        assert!(report.contains(words), "{words}: {report}");
+        assert!(report.contains(part), "{part}: {report}");
     }
 
     let evaluated = bench
-        .densely(&["ctr", "evaluate", "run", "ads.csv", "--json"])
+        .densely(&words("ctr evaluate run ads.csv --json"))
         .success();
     let scores: serde_json::Value = serde_json::from_str(&stdout(&evaluated)).unwrap();
     assert_eq!(scores["rows"], 1500);
-    let predict = [
-        "ctr", "predict", "run", "ads.csv", "--keep", "user,clk", "--out", "p.csv",
-    ];
-    let words: Vec<&str> = predict
-        .iter()
-        .copied()
-        .chain(["--batch-rows", "77"])
-        .collect();
-    bench.densely(&words).success();
-    let file = [
-        "ctr",
-        "evaluate",
-        "--predictions",
-        "p.csv",
-        "--label",
-        "clk",
-        "--group",
-        "user",
-        "--json",
-    ];
-    let from_file = bench.densely(&file).success();
+    let predict = "ctr predict run ads.csv --keep user,clk --out p.csv --batch-rows 77";
+    bench.densely(&words(predict)).success();
+    let file = "ctr evaluate --predictions p.csv --label clk --group user --json";
+    let from_file = bench.densely(&words(file)).success();
     let same: serde_json::Value = serde_json::from_str(&stdout(&from_file)).unwrap();
     let auc = |scores: &serde_json::Value| scores["metrics"]["auc"].as_f64().unwrap();
     // Sums of other batches differ in the last bits, and with them the order of rows that are nearly alike.
@@ -110,24 +77,8 @@ fn clicks_are_fitted_evaluated_predicted_and_ranked() {
     bench.write("users.csv", "user,history\nu1,i3^i4\nu2,i9\n");
     let items: String = (0..25).map(|item| format!("i{item}\n")).collect();
     bench.write("items.csv", &format!("item\n{items}"));
-    let rank = [
-        "ctr",
-        "rank",
-        "run",
-        "--users",
-        "users.csv",
-        "--user",
-        "user",
-        "--candidates",
-        "items.csv",
-        "--item",
-        "item",
-        "--top",
-        "3",
-        "--out",
-        "top.csv",
-    ];
-    bench.densely(&rank).success();
+    let rank = "ctr rank run --users users.csv --user user --candidates items.csv --item item --top 3 --out top.csv";
+    bench.densely(&words(rank)).success();
     let top = std::fs::read_to_string(bench.path("top.csv")).unwrap();
     assert_eq!(top.lines().count(), 7, "{top}");
     assert!(top.starts_with("user,item,rank,probability\nu1,i"), "{top}");
@@ -137,57 +88,41 @@ fn clicks_are_fitted_evaluated_predicted_and_ranked() {
 fn mistakes_with_clicks_are_sentences() {
     let bench = Bench::new();
     bench.write("ads.csv", &clicks(300));
-    let fails = |words: &[&str], sentence: &str| {
-        let failed = bench.densely(words).failure().code(1);
+    let fails = |line: &str, sentence: &str| {
+        let failed = bench.densely(&words(line)).failure().code(1);
         let said = stderr(&failed);
         assert!(said.contains(sentence), "{sentence}: {said}");
-        assert_eq!(
-            said.lines()
-                .filter(|line| line.starts_with("error: "))
-                .count(),
-            1,
-            "{said}"
-        );
+        let errors = said.lines().filter(|line| line.starts_with("error: "));
+        assert_eq!(errors.count(), 1, "{said}");
     };
-    let fit = [
-        "ctr", "fit", "ads.csv", "--out", "run", "--quiet", "--label",
-    ];
-    let with = |more: &[&'static str]| -> Vec<&str> { fit.iter().chain(more).copied().collect() };
-    fails(&with(&["clicked"]), "no column `clicked`");
+    let fit = |more: &str| format!("ctr fit ads.csv --out run --quiet --label {more}");
+    for (more, sentence) in [
+        ("clicked", "no column `clicked`"),
+        (
+            "shown",
+            "row 4, column `shown`: the label must be 0 or 1, got 2",
+        ),
+        ("shown", "`--click-from`"),
+        (
+            "clk --history history",
+            "must be SEQUENCE=COLUMN, got `history`",
+        ),
+        ("clk --model din", "needs a history to attend to"),
+        ("clk --model deepfm", "no model is called `deepfm`"),
+        (
+            "clk --sequence history=|",
+            "no sequence has `|` between tokens, but",
+        ),
+    ] {
+        fails(&fit(more), sentence);
+    }
     fails(
-        &with(&["shown"]),
-        "row 4, column `shown`: the label must be 0 or 1, got 2",
-    );
-    fails(
-        &with(&["clk", "--history", "history"]),
-        "must be SEQUENCE=COLUMN, got `history`",
-    );
-    fails(
-        &with(&["clk", "--model", "din"]),
-        "needs a history to attend to",
-    );
-    fails(
-        &with(&["clk", "--model", "deepfm"]),
-        "no model is called `deepfm`",
-    );
-    fails(
-        &with(&["clk", "--sequence", "history=|"]),
-        "no sequence has `|` between tokens, but",
-    );
-    fails(
-        &["ctr", "evaluate", "nowhere", "ads.csv"],
+        "ctr evaluate nowhere ads.csv",
         "there is no such run folder",
     );
     bench.write("p.csv", "clk,probability\n1,0.4\n2,0.5\n");
     fails(
-        &[
-            "ctr",
-            "evaluate",
-            "--predictions",
-            "p.csv",
-            "--label",
-            "clk",
-        ],
+        "ctr evaluate --predictions p.csv --label clk",
         "row 3, column `clk`: the label must be 0 or 1, got 2",
     );
     bench.densely(&["ctr", "evaluate"]).failure().code(2);
@@ -230,17 +165,8 @@ epochs = 2
 monitor = { auc = 1.0, log_loss = -1.0 }
 "#;
     bench.write("clicks.toml", recipe);
-    let train = [
-        "train",
-        "clicks.toml",
-        "--out",
-        "runs",
-        "--json",
-        "--quiet",
-        "--device",
-        "cpu",
-    ];
-    let trained = bench.densely(&train).success();
+    let train = "train clicks.toml --out runs --json --quiet --device cpu";
+    let trained = bench.densely(&words(train)).success();
     let summary: serde_json::Value = serde_json::from_str(&stdout(&trained)).unwrap();
     assert_eq!(
         summary["metrics"]["gauc"]["seeds"].as_array().map(Vec::len),
@@ -253,8 +179,8 @@ monitor = { auc = 1.0, log_loss = -1.0 }
         .filter_map(|row| row["model"].as_str())
         .collect();
     assert_eq!(models, ["finalmlp", "popularity", "logistic regression"]);
-    let export = ["train", "clicks.toml", "--export", "rows", "--quiet"];
-    bench.densely(&export).success();
+    let export = "train clicks.toml --export rows --quiet";
+    bench.densely(&words(export)).success();
     assert!(bench.path("rows/valid.safetensors").exists() && bench.path("rows/meta.json").exists());
     let wrong = recipe.replace("type = \"sequence\"", "type = \"sequenze\"");
     bench.write("wrong.toml", &wrong);

@@ -5,35 +5,12 @@ use densely_core::weights::{self, Strictness};
 use densely_core::{Model, Result, Tensors, nn, seeded};
 use densely_recsys::models::PRESETS;
 use densely_recsys::{Field, FinalMlpConfig};
-use densely_testkit::{Golden, assert_close};
+use densely_testkit::{Golden, assert_close, goldens};
 use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 pub(crate) const HERE: &str = env!("CARGO_MANIFEST_DIR");
-
-/// Names of the goldens that start with `prefix`.
-pub(crate) fn goldens(prefix: &str, count: usize) -> Vec<String> {
-    let folder = std::fs::read_dir(format!("{HERE}/tests/goldens")).expect("the goldens' folder");
-    let names = folder.map(|entry| {
-        entry
-            .expect("an entry")
-            .file_name()
-            .into_string()
-            .expect("a name")
-    });
-    let mut names: Vec<String> = names
-        .filter_map(|name| Some(name.strip_suffix(".safetensors")?.to_owned()))
-        .filter(|name| name.starts_with(prefix))
-        .collect();
-    names.sort();
-    assert_eq!(
-        names.len(),
-        count,
-        "a golden is missing or not listed: {names:?}"
-    );
-    names
-}
 
 /// The golden's model with its weights.
 fn load(golden: &Golden) -> Result<(VarStore, Box<dyn Model>)> {
@@ -99,7 +76,7 @@ fn assert_model(name: &str) -> Result<()> {
 
 #[test]
 fn finalmlp_equals_fuxictr() -> Result<()> {
-    goldens("finalmlp_", 9)
+    goldens(HERE, "finalmlp_", 9)
         .iter()
         .try_for_each(|name| assert_model(name))
 }
@@ -107,14 +84,14 @@ fn finalmlp_equals_fuxictr() -> Result<()> {
 /// `FuxiCTR`, `DeepCTR-Torch`, and the authors' equations.
 #[test]
 fn din_equals_its_three_references() -> Result<()> {
-    goldens("din_", 25)
+    goldens(HERE, "din_", 25)
         .iter()
         .try_for_each(|name| assert_model(name))
 }
 
 #[test]
 fn attention_and_dice_equal_their_references() -> Result<()> {
-    for name in [goldens("attention_", 4), goldens("dice_", 4)].concat() {
+    for name in [goldens(HERE, "attention_", 4), goldens(HERE, "dice_", 4)].concat() {
         let golden = Golden::open(HERE, &name);
         let (vs, model) = load(&golden)?;
         let mut inputs: Tensors = golden.group("input.");

@@ -8,6 +8,7 @@ use densely_data::{Batches, batches};
 use densely_recsys::fit::{FitOptions, Outcome, fit};
 use densely_recsys::settings::Split;
 use densely_recsys::{CtrSettings, Fitted, Options, Prepared};
+use densely_testkit::copy_folder;
 use densely_train::event::Event;
 use densely_train::run::ResumeFrom;
 use tempfile::TempDir;
@@ -138,6 +139,36 @@ fn every_model_learns_what_users_like_and_predicts_the_same_from_its_folder() ->
 }
 
 #[test]
+fn a_calibrated_run_scales_its_predictions_and_those_from_its_folder() -> Result<()> {
+    let folder = TempDir::new().expect("a folder");
+    let path = table(&folder, 1500);
+    let mut settings = settings(&path, "finalmlp")?;
+    let [plain, scaled] = ["plain", "scaled"].map(|name| folder.path().join(name));
+    let outcomes = [(&plain, false), (&scaled, true)].map(|(run, calibrate)| {
+        std::fs::create_dir_all(run).expect("made");
+        settings.train.calibrate = calibrate;
+        train(&path, &settings, run, None).expect("a fit")
+    });
+    let [before, after] = &outcomes;
+    let temperature = after.calibration.temperature;
+    assert!((temperature - 1.0).abs() > 0.02, "{temperature}");
+    for (p, q) in before.predictions.iter().zip(&after.predictions) {
+        let logit = (p / (1.0 - p)).ln() / temperature;
+        assert!((q - 1.0 / (1.0 + (-logit).exp())).abs() < 1e-9, "{p} {q}");
+    }
+    assert!((before.test.log_loss - after.test.log_loss).abs() > 1e-6);
+    assert!((after.calibration.scaled.log_loss - after.test.log_loss).abs() < 1e-9);
+    let fitted = Fitted::open(&scaled, tch::Device::Cpu)?;
+    let mut rows = Batches::open(&path, &fitted.map.sources(), 1500)?;
+    let all = fitted.predict(&rows.next().expect("rows")?)?;
+    let tail = &all[1500 - after.predictions.len()..];
+    for (one, other) in tail.iter().zip(&after.predictions) {
+        assert!((one - other).abs() < 1e-6, "{one} {other}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_run_that_was_cut_ends_like_one_that_was_not() -> Result<()> {
     let folder = TempDir::new().expect("a folder");
     let path = table(&folder, 1200);
@@ -146,7 +177,7 @@ fn a_run_that_was_cut_ends_like_one_that_was_not() -> Result<()> {
     std::fs::create_dir_all(&whole).expect("made");
     let expected = train_and_see(&path, &settings, &whole, None, &mut |event| {
         if matches!(event, Event::Epoch { epoch: 1, .. }) {
-            copy(&whole, &cut);
+            copy_folder(&whole, &cut);
         }
     })?;
     let found = train(&path, &settings, &cut, Some(ResumeFrom::Last))?;
@@ -156,20 +187,6 @@ fn a_run_that_was_cut_ends_like_one_that_was_not() -> Result<()> {
     );
     assert_eq!(found.predictions, expected.predictions);
     Ok(())
-}
-
-/// What a kill at this moment would leave.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("made");
-    for entry in std::fs::read_dir(from).expect("a folder") {
-        let from = entry.expect("an entry").path();
-        let to = to.join(from.file_name().expect("a name"));
-        if from.is_dir() {
-            copy(&from, &to);
-        } else {
-            std::fs::copy(&from, &to).expect("copied");
-        }
-    }
 }
 
 #[test]

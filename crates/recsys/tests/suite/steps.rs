@@ -5,13 +5,13 @@ use densely_core::{Result, Tensors, seeded};
 use densely_recsys::layers::Activation;
 use densely_recsys::optim::{Mode, OptimConfig, Optimizer, Rule};
 use densely_recsys::{CtrConfig, CtrModel, DinConfig, Field, FinalMlpConfig};
-use densely_testkit::{Golden, assert_bits, assert_close};
+use densely_testkit::{Golden, assert_bits, assert_close, goldens};
 use densely_torch_ext::fused::PlainPaths;
 use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use crate::goldens::{HERE, cross_entropy, goldens};
+use crate::goldens::{HERE, cross_entropy};
 
 /// The regulariser as `FuxiCTR` writes it: a number for the squared one, or `l1(…)`, `l2(…)`, `l1_l2(…,…)`.
 fn regularizer(value: &Value) -> (f64, f64) {
@@ -86,7 +86,7 @@ fn three_steps(name: &str) -> Result<()> {
 
 #[test]
 fn dense_steps_are_fuxictrs() -> Result<()> {
-    for name in goldens("steps_", 5) {
+    for name in goldens(HERE, "steps_", 5) {
         three_steps(&name)?;
         let _plain = PlainPaths::new();
         three_steps(&name)?;

@@ -1,7 +1,7 @@
 //! What holds for every preset, at a small size.
 
 use densely_core::{Result, Tensors, seeded};
-use densely_testkit::contract::{Case, check};
+use densely_testkit::contract::{Case, check, refusal};
 use densely_timeseries::linear::LinearConfig;
 use densely_timeseries::models::PRESETS;
 use densely_timeseries::patch_tsmixer::PatchTsMixerConfig;
@@ -169,12 +169,7 @@ fn wrong_configs_are_errors_that_name_the_field() {
             "`init_std`",
         ),
     ] {
-        let vs = VarStore::new(tch::Device::Cpu);
-        let build = || {
-            let preset = densely_core::registry::find(PRESETS, name)?;
-            (preset.build)(&preset.config_with(&config)?, &vs.root())
-        };
-        let message = seeded(0, build).expect_err("a wrong config").to_string();
+        let message = refusal(PRESETS, name, &config);
         assert!(message.contains(part), "{message}");
     }
 }

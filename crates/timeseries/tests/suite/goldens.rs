@@ -3,7 +3,7 @@
 use densely_core::registry::{self, Preset, parse_config};
 use densely_core::weights::{self, Strictness};
 use densely_core::{Result, Tensors, nn, seeded};
-use densely_testkit::{Golden, assert_close};
+use densely_testkit::{Golden, assert_close, goldens};
 use densely_timeseries::distributions::Distribution;
 use densely_timeseries::models::PRESETS;
 use densely_timeseries::patch_tsmixer::{Head, PatchTsMixerConfig, masked_loss};
@@ -13,24 +13,6 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
-
-/// Names of the goldens that start with `prefix`.
-fn goldens(prefix: &str) -> Vec<String> {
-    let folder = std::fs::read_dir(format!("{HERE}/tests/goldens")).expect("the goldens' folder");
-    let names = folder.map(|entry| {
-        entry
-            .expect("an entry")
-            .file_name()
-            .into_string()
-            .expect("a name")
-    });
-    let mut names: Vec<String> = names
-        .filter_map(|name| Some(name.strip_suffix(".safetensors")?.to_owned()))
-        .filter(|name| name.starts_with(prefix))
-        .collect();
-    names.sort();
-    names
-}
 
 struct Loaded {
     golden: Golden,
@@ -108,12 +90,7 @@ fn assert_gradients(loaded: &Loaded) {
 
 #[test]
 fn tsmixers_equal_neuralforecast() -> Result<()> {
-    let names = goldens("tsmixer_");
-    assert_eq!(
-        names.len(),
-        9,
-        "a golden is missing or not listed: {names:?}"
-    );
+    let names = goldens(HERE, "tsmixer_", 9);
     for name in names {
         let loaded = run(&name)?;
         let (golden, ys) = (&loaded.golden, &loaded.outputs["forecast"]);
@@ -161,12 +138,7 @@ fn assert_outputs(loaded: &Loaded) {
 
 #[test]
 fn patchtsmixers_equal_transformers() -> Result<()> {
-    let names = goldens("patchtsmixer_");
-    assert_eq!(
-        names.len(),
-        29,
-        "a golden is missing or not listed: {names:?}"
-    );
+    let names = goldens(HERE, "patchtsmixer_", 29);
     for name in names {
         let loaded = run(&name)?;
         assert_outputs(&loaded);
@@ -191,12 +163,7 @@ fn patchtsmixers_equal_transformers() -> Result<()> {
 
 #[test]
 fn ttms_equal_granite_tsfm() -> Result<()> {
-    let names = goldens("ttm_");
-    assert_eq!(
-        names.len(),
-        18,
-        "a golden is missing or not listed: {names:?}"
-    );
+    let names = goldens(HERE, "ttm_", 18);
     for name in names {
         let loaded = run(&name)?;
         assert_outputs(&loaded);
