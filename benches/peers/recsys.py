@@ -37,6 +37,24 @@ FINALMLP = {
     "fs2_context": ["item"],
     "num_heads": 5,
 }
+AMAZON = (
+    DIN,
+    {
+        "fields": [CATEGORY("item_id", 63003), CATEGORY("cate_id", 803), HISTORY("item_history", 63003, "item_id"), HISTORY("cate_history", 803, "cate_id")],
+        "din_target_field": [["item_id", "cate_id"]],
+        "din_sequence_field": [["item_history", "cate_history"]],
+        "embedding_dim": 64,
+        "attention_hidden_units": [512, 256],
+        "attention_hidden_activations": "dice",
+        "attention_dropout": 0.1,
+        "din_use_softmax": True,
+        "dnn_hidden_units": [1024, 512, 256],
+        "dnn_activations": "dice",
+        "net_dropout": 0.1,
+        "batch_norm": True,
+    },
+    0.005,
+)
 NUMBERS = [f"I{i}" for i in range(1, 14)]
 # name without `-lazy` -> (model, config, embedding regulariser), as in benches/src/recsys.rs
 WORKLOADS = {
@@ -57,24 +75,8 @@ WORKLOADS = {
         },
         1e-5,
     ),
-    "din-amazon": (
-        DIN,
-        {
-            "fields": [CATEGORY("item_id", 63003), CATEGORY("cate_id", 803), HISTORY("item_history", 63003, "item_id"), HISTORY("cate_history", 803, "cate_id")],
-            "din_target_field": [["item_id", "cate_id"]],
-            "din_sequence_field": [["item_history", "cate_history"]],
-            "embedding_dim": 64,
-            "attention_hidden_units": [512, 256],
-            "attention_hidden_activations": "dice",
-            "attention_dropout": 0.1,
-            "din_use_softmax": True,
-            "dnn_hidden_units": [1024, 512, 256],
-            "dnn_activations": "dice",
-            "net_dropout": 0.1,
-            "batch_norm": True,
-        },
-        0.005,
-    ),
+    "din-amazon": AMAZON,
+    "din-candidates": AMAZON,
 }
 
 
@@ -97,6 +99,7 @@ class Bench:
     def __init__(self, name: str, count: int, dtype: str, device: str, compiled: bool) -> None:
         self.device, self.bf16 = device.partition(":")[0], dtype == "bf16"
         kind, config, regularizer = WORKLOADS[name.removesuffix("-lazy")]
+        self.one_by_one = name == "din-candidates"
         self.model = build(kind, config, embedding_regularizer=regularizer)
         self.model._max_gradient_norm = 10.0
         torch.manual_seed(0)
@@ -110,6 +113,8 @@ class Bench:
                     value[0] = 0
         self.model.to(device)
         self.inputs = {name: xs.to(device) for name, xs in rows(config["fields"], count).items()}
+        if self.one_by_one:  # candidates of the user of the first row
+            self.inputs = {name: xs[:1].expand_as(xs).contiguous() if xs.dim() == 2 else xs for name, xs in self.inputs.items()}
         self.batch = self.inputs | {"label": (torch.arange(count) % 2).float().to(device)}
         if compiled:
             self.model.forward = torch.compile(self.model.forward)
@@ -121,7 +126,10 @@ class Bench:
     @torch.inference_mode()
     def infer(self) -> torch.Tensor:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            return self.model(self.batch)["y_pred"].float().flatten()
+            batches = [self.batch]
+            if self.one_by_one:
+                batches = [{name: xs[row : row + 1] for name, xs in self.batch.items()} for row in range(len(self.batch["label"]))]
+            return torch.cat([self.model(batch)["y_pred"].float().flatten() for batch in batches])
 
     def loss_and_gradient_norm(self) -> tuple[float, float]:
         probability = self.model(self.batch)["y_pred"].flatten()

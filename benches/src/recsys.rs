@@ -1,6 +1,8 @@
 //! Click models at the sizes of public benchmarks; the Python side, `FuxiCTR`, is `peers/recsys.py`.
 //!
 //! Both modes of training are measured against the same Python, which has only the dense one: rows named `…-lazy` are another algorithm.
+//! In the row `din-candidates` all rows are of one user: ours are scored at once, the package's one by one, since it has no other way to use
+//! that.
 
 use densely_core::{Result, Tensors, nn, seeded, weights};
 use densely_recsys::optim::{Mode, OptimConfig, Optimizer};
@@ -24,8 +26,9 @@ pub(crate) struct Clicks {
 const TRAIN: &[(Phase, i64)] = &[(Phase::Train, 4096)];
 const BOTH: &[(Phase, i64)] = &[(Phase::Train, 4096), (Phase::Infer, 4096)];
 const DIN: &[(Phase, i64)] = &[(Phase::Train, 64), (Phase::Infer, 64)];
+const CANDIDATES: &[(Phase, i64)] = &[(Phase::Infer, 1000)];
 
-pub(crate) static WORKLOADS: [Clicks; 5] = [
+pub(crate) static WORKLOADS: [Clicks; 6] = [
     Clicks {
         name: "finalmlp-frappe",
         model: "finalmlp",
@@ -65,6 +68,14 @@ pub(crate) static WORKLOADS: [Clicks; 5] = [
         embedding_l2: 0.005,
         config: || CtrConfig::Din(DinConfig::default()),
         cases: DIN,
+    },
+    Clicks {
+        name: "din-candidates",
+        model: "din",
+        mode: Mode::Dense,
+        embedding_l2: 0.005,
+        config: || CtrConfig::Din(DinConfig::default()),
+        cases: CANDIDATES,
     },
 ];
 
@@ -154,14 +165,21 @@ impl Workload for Clicks {
         };
         let optimizer = Optimizer::new(&optim, &store, &model)?;
         let inputs = seeded(1, || inputs(config.fields(), rows));
+        let inputs = inputs
+            .into_iter()
+            .map(|(name, xs)| (name, xs.to_device(device)));
+        // The histories of the first row are those of the user.
+        let (user, inputs): (Tensors, Tensors) =
+            inputs.partition(|(_, xs)| self.cases == CANDIDATES && xs.dim() == 2);
+        let user = user
+            .into_iter()
+            .map(|(name, xs)| (name, xs.narrow(0, 0, 1)));
         let label = Tensor::arange(rows, tch::kind::FLOAT_CPU).remainder(2.0);
         Ok(Box::new(Bench {
             model,
             optimizer,
-            inputs: inputs
-                .into_iter()
-                .map(|(name, xs)| (name, xs.to_device(device)))
-                .collect(),
+            user: user.collect(),
+            inputs,
             label: label.to_device(device),
             store,
             bf16,
@@ -196,10 +214,16 @@ impl Workload for Clicks {
                 }
             }
             CtrConfig::Din(c) => {
-                let steps = 100;
                 let width = c.embedding_dim * c.din_target_field[0].len() as i64;
-                // Keys and products with the query.
-                chain(rows * steps, 2 * width, &c.attention_hidden_units);
+                let units = &c.attention_hidden_units;
+                if self.cases == CANDIDATES {
+                    // Valid steps; what the first layer makes of the keys is the same for all candidates.
+                    chain(75, width, &units[..1]);
+                    chain(rows * 75, width, units);
+                } else {
+                    // Keys and products with the query.
+                    chain(rows * 100, 2 * width, units);
+                }
                 chain(rows, 2 * width, &c.dnn_hidden_units);
             }
         }
@@ -219,6 +243,8 @@ struct Bench {
     store: VarStore,
     model: CtrModel,
     optimizer: Optimizer,
+    /// What is the same in all rows, where anything is: then the inputs are candidates for one user.
+    user: Tensors,
     inputs: Tensors,
     label: Tensor,
     bf16: bool,
@@ -227,10 +253,12 @@ struct Bench {
 impl Bench {
     fn logits(&self, train: bool) -> Result<Tensor> {
         let _autocast = autocast(self.bf16, self.store.device())?;
-        Ok(self
-            .model
-            .forward(&self.inputs, train)?
-            .to_kind(Kind::Float))
+        let logits = if self.user.is_empty() {
+            self.model.forward(&self.inputs, train)
+        } else {
+            self.model.score_candidates(&self.user, &self.inputs)
+        };
+        Ok(logits?.to_kind(Kind::Float))
     }
 }
 

@@ -50,7 +50,7 @@ impl Default for AttentionConfig {
 const PADDED: f64 = -4_294_967_295.0;
 
 /// Steps of histories that [`Attention::forward_shared`] takes at once, so that memory stays bounded.
-const SHARED_ROWS: i64 = 8192;
+const SHARED_ROWS: i64 = 4096;
 
 impl AttentionConfig {
     /// Checks the sizes.
@@ -209,11 +209,12 @@ impl Attention {
         let mut pooled = Vec::new();
         for from in (0..count).step_by(at_once as usize) {
             let queries = queries.narrow(0, from, at_once.min(count - from));
-            let products = queries.unsqueeze(1) * keys; // [n, time, E]
-            let first =
-                self.of_products(&products.flatten(0, 1))
-                    .view([-1, steps, of_keys.size()[1]]);
-            let first = first + &of_keys + self.of_query(&queries).unsqueeze(1);
+            let products = (queries.unsqueeze(1) * keys).flatten(0, 1); // [n · time, E]
+            let mut first = self
+                .of_products(&products)
+                .view([-1, steps, of_keys.size()[1]]);
+            let _ = first.g_add_(&of_keys);
+            let _ = first.g_add_(&self.of_query(&queries).unsqueeze(1));
             let scores = self.unit.after_first(&first.flatten(0, 1), false);
             let weights = self.weights(&scores.view([-1, steps]), &mask);
             pooled.push(weights.matmul(keys));

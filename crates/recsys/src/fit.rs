@@ -374,6 +374,8 @@ const LOGISTIC_LR: f64 = 0.01;
 const LOGISTIC_L2: f64 = 1e-6;
 /// Its epochs at most.
 const LOGISTIC_EPOCHS: u64 = 30;
+/// Rows of all its epochs at most: a baseline must not take longer than the network.
+const LOGISTIC_ROWS: usize = 20_000_000;
 
 /// The share of clicks of each item, and logistic regression on all fields; on the test rows.
 fn baselines(
@@ -440,12 +442,14 @@ fn logistic(prepared: &Prepared, train: &TrainSettings, seed: u64) -> Result<Sco
     });
     let mut optimizer = adam.build(&vs, &[])?;
     let mut best: Option<(f64, Scores)> = None;
+    let mut steps = LOGISTIC_ROWS.div_ceil(train.batch_size);
     for epoch in 0..LOGISTIC_EPOCHS {
         let batches = prepared
             .train
             .epoch(train.batch_size, seed, epoch, 0, Device::Cpu);
-        for batch in batches {
+        for batch in batches.take(steps) {
             let batch = batch?;
+            steps -= 1;
             let loss = loss(&model.forward(&batch.inputs)?, &batch.labels)?;
             optimizer.zero_grad()?;
             loss.f_backward()?;
@@ -460,6 +464,9 @@ fn logistic(prepared: &Prepared, train: &TrainSettings, seed: u64) -> Result<Sco
             break;
         }
         best = Some((value, of(&prepared.test)?.0));
+        if steps == 0 {
+            break;
+        }
     }
     let (_, scores) = best.ok_or_else(|| Error::config("baseline", "has no epoch"))?;
     Ok(scores)

@@ -222,6 +222,9 @@ SHA-256, the percentiles of single repetitions and the threads are in benchmarks
 | `tabm-…`, `mlp-ple-…` | the package's defaults (k = 32, 3 blocks of 512, dropout 0.1; the MLP: 2 blocks of 512 on piecewise-linear embeddings with 48 bins) with 8 or 100 numerical features; `small`: 2 blocks of 128 | package `tabm` |
 | `tsmixer` | ETTh1: 512 steps of 7 series, 96 ahead, 2 blocks, hidden 64, dropout 0.9; `etth1`: 6 blocks, hidden 512 | package `neuralforecast` |
 | `patchtsmixer` | ETTh1 as the authors' notebook: 64 patches of 8, d 48, 3 layers, expansion 3, dropout 0.5 | package `transformers` |
+| `finalmlp-…` | `frappe`: 10 fields, 5,399 ids; `criteo`: 13 numbers and 26 fields of 2.1 million ids; dimension 10, the published settings. `…-lazy` touches the rows of a batch alone, which the package cannot | package `fuxictr`, its dense training |
+| `din-amazon` | AmazonElectronics: histories of 100 steps, three quarters full, dimension 64, attention 512 and 256 | package `fuxictr` |
+| `din-candidates` | the same model: 1,000 items for one user, ours at once, the package one by one | package `fuxictr` |
 
 ```sh
 cargo xtask bench --peers                     # all of it; hours on two cores
