@@ -187,3 +187,180 @@ monitor = { auc = 1.0, log_loss = -1.0 }
     let failed = bench.densely(&["train", "wrong.toml"]).failure().code(1);
     assert!(stderr(&failed).contains("sequenze"), "{}", stderr(&failed));
 }
+
+/// What the cells of a column of a published file look like.
+#[derive(Clone)]
+enum Cells {
+    /// 0 or 1.
+    Label,
+    /// A number with a fraction, in [0, 1].
+    Share,
+    /// An id below this.
+    Id(u64),
+    /// As [`Cells::Id`], written as a float.
+    FloatId(u64),
+    /// Eight hexadecimal digits, as many different ones.
+    Hash(u64),
+    /// A count, often missing.
+    Count,
+    /// Year, month, day and hour of Avazu.
+    Hour,
+    /// Up to five ids.
+    Ids(u64),
+}
+
+fn published(columns: &[(String, Cells)], rows: u64, seed: u64) -> String {
+    let mut state = seed;
+    let mut draw = move |n: u64| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % n
+    };
+    let names: Vec<&str> = columns.iter().map(|(name, _)| &**name).collect();
+    let mut text = names.join(",") + "\n";
+    for _ in 0..rows {
+        let cells = columns.iter().map(|(_, cells)| match cells {
+            Cells::Label => draw(2).to_string(),
+            Cells::Share => format!("0.{:06}", draw(1_000_000)),
+            Cells::Id(n) => draw(*n).to_string(),
+            Cells::FloatId(n) => format!("{}.0", draw(*n)),
+            Cells::Hash(n) => format!("{:08x}", draw(*n) * 0x9e37),
+            Cells::Count if draw(4) == 0 => String::new(),
+            Cells::Count => draw(40).to_string(),
+            Cells::Hour => format!("1410{}{:02}", 21 + draw(9), draw(24)),
+            Cells::Ids(n) => {
+                let ids: Vec<String> = (0..draw(6)).map(|_| draw(*n).to_string()).collect();
+                ids.join("^")
+            }
+        });
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join(","));
+    }
+    text
+}
+
+/// The headers of the sets as they are published, columns that no recipe reads among them.
+fn layouts() -> Vec<(&'static str, Vec<(String, Cells)>)> {
+    let one = |name: &str, cells: Cells| vec![(name.to_owned(), cells)];
+    let each = |names: &str, cells: fn() -> Cells| -> Vec<(String, Cells)> {
+        let names = names.split(' ');
+        names.map(|name| (name.to_owned(), cells())).collect()
+    };
+    let numbered = |prefix: &str, last: usize, cells: fn() -> Cells| -> Vec<(String, Cells)> {
+        (1..=last)
+            .map(|at| (format!("{prefix}{at}"), cells()))
+            .collect()
+    };
+    vec![
+        (
+            "finalmlp-criteo-x1",
+            [
+                one("label", Cells::Label),
+                numbered("I", 13, || Cells::Share),
+                numbered("C", 26, || Cells::FloatId(30)),
+            ]
+            .concat(),
+        ),
+        (
+            "finalmlp-criteo-x4",
+            [
+                one("Id", Cells::Id(1 << 30)),
+                one("Label", Cells::Label),
+                numbered("I", 13, || Cells::Count),
+                numbered("C", 26, || Cells::Hash(5)),
+            ]
+            .concat(),
+        ),
+        (
+            "finalmlp-avazu-x1",
+            [
+                one("label", Cells::Label),
+                numbered("feat_", 22, || Cells::FloatId(30)),
+            ]
+            .concat(),
+        ),
+        (
+            "finalmlp-avazu-x4",
+            [
+                one("id", Cells::Id(1 << 30)),
+                one("click", Cells::Label),
+                one("hour", Cells::Hour),
+                each(
+                    "C1 banner_pos device_type device_conn_type C14 C15 C16 C17 C18 C19 C20 C21",
+                    || Cells::Id(20),
+                ),
+                each(
+                    "site_id site_domain site_category app_id app_domain app_category device_id device_ip device_model",
+                    || Cells::Hash(20),
+                ),
+            ]
+            .concat(),
+        ),
+        (
+            "finalmlp-frappe-x1",
+            [
+                one("label", Cells::Label),
+                each(
+                    "user item daytime weekday isweekend homework cost weather country city",
+                    || Cells::FloatId(20),
+                ),
+            ]
+            .concat(),
+        ),
+        (
+            "finalmlp-movielens-latest-x1",
+            [
+                one("label", Cells::Label),
+                each("user_id item_id tag_id", || Cells::FloatId(20)),
+            ]
+            .concat(),
+        ),
+        (
+            "din-amazon-electronics-x1",
+            [
+                one("label", Cells::Label),
+                one("user_id", Cells::Id(12)),
+                each("item_id cate_id", || Cells::Id(20)),
+                each("item_history cate_history", || Cells::Ids(20)),
+            ]
+            .concat(),
+        ),
+        (
+            "din-taobao-ad-x1",
+            [
+                one("clk", Cells::Label),
+                each(
+                    "userid cms_segid cms_group_id final_gender_code age_level pvalue_level shopping_level occupation new_user_class_level adgroup_id cate_id campaign_id customer brand pid btag",
+                    || Cells::Id(9),
+                ),
+                one("price", Cells::Share),
+                each("cate_his brand_his btag_his", || Cells::Ids(9)),
+            ]
+            .concat(),
+        ),
+    ]
+}
+
+#[test]
+fn every_published_setting_trains_on_files_of_its_layout() {
+    let bench = Bench::new();
+    let recipes = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../recsys/recipes");
+    for (recipe, columns) in layouts() {
+        std::fs::create_dir_all(bench.path(recipe)).unwrap();
+        for (name, rows) in [("train", 400), ("valid", 120), ("test", 120)] {
+            let text = published(&columns, rows, rows);
+            bench.write(&format!("{recipe}/{name}.csv"), &text);
+        }
+        let file = recipes.join(format!("{recipe}.toml"));
+        let line = format!(
+            "train {} --data-dir {recipe} --out runs/{recipe} --seed 1 --set train.epochs=1 --set train.batch_size=200 --json --quiet --device cpu",
+            file.display()
+        );
+        let trained = bench.densely(&words(&line)).success();
+        let summary: serde_json::Value = serde_json::from_str(&stdout(&trained)).unwrap();
+        assert!(
+            summary["metrics"]["auc"]["mean"].as_f64().is_some(),
+            "{recipe}: {summary}"
+        );
+    }
+}
