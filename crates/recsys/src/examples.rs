@@ -66,14 +66,15 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Holds up to `bytes` of rows in memory, more in the file `spill`.
+    /// Takes up to `bytes` of memory for the rows, those of more in the file `spill`.
     pub(crate) fn new(layout: Layout, spill: PathBuf, bytes: u64) -> Self {
         Self {
             layout,
             words: Vec::new(),
             file: None,
             spill,
-            most_words: usize::try_from(bytes / 4).unwrap_or(usize::MAX),
+            // A word has four bytes, and `finish` copies them all once.
+            most_words: usize::try_from(bytes / 8).unwrap_or(usize::MAX),
             labels: Vec::new(),
             groups: Vec::new(),
         }
@@ -108,7 +109,8 @@ impl Writer {
             self.file = Some((BufWriter::with_capacity(1 << 20, file), path));
         }
         if let Some((file, path)) = &mut self.file {
-            for word in self.words.drain(..) {
+            // Taken, so that what the rows held before they moved into the file is given back.
+            for word in std::mem::take(&mut self.words) {
                 file.write_all(&word.to_le_bytes())
                     .map_err(Error::io(&*path))?;
             }
