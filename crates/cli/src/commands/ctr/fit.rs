@@ -16,6 +16,7 @@ use serde_json::{Map, json};
 
 use super::{line, object};
 use crate::commands::tabular::ResumeArguments;
+use crate::compare::mean_sd;
 use crate::fitting::{calibration_section, watched};
 use crate::{Common, recipe};
 
@@ -329,7 +330,8 @@ impl Job<'_> {
                 format!("{peak:.0} MB"),
             ));
         }
-        let (mean, share) = (mean(&outcome.predictions), outcome.test.share());
+        let (mean, _) = mean_sd(&outcome.predictions);
+        let share = outcome.test.share();
         let lead = format!("The mean probability is {mean:.4}, the share of clicks {share:.4}. ");
         let applied = self.settings.train.calibrate;
         let mut sections = vec![
@@ -386,10 +388,6 @@ fn scores_section(outcome: &Outcome) -> Section {
         rows,
         text: "Higher is better but for `log_loss`. Popularity is an item's share of clicks in the training rows; logistic regression has a weight per token.".to_owned(),
     }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
 }
 
 /// Prints what a fit reached.
