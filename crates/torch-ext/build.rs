@@ -39,8 +39,15 @@ fn compile_kernels(x86: bool) {
         build
             .define("LEVEL", *level)
             .files(
-                ["kernels", "mixer_kernels", "patch_kernels", "table_kernels"]
-                    .map(|name| format!("src/cpu/{name}.cpp")),
+                [
+                    "activation_kernels",
+                    "bilinear_kernels",
+                    "kernels",
+                    "mixer_kernels",
+                    "patch_kernels",
+                    "table_kernels",
+                ]
+                .map(|name| format!("src/cpu/{name}.cpp")),
             )
             .compile(&format!("densely_kernels_{level}"));
     }
@@ -123,11 +130,14 @@ fn main() {
             "src/device.cpp",
             "src/memory.cpp",
             "src/optim.cpp",
+            "src/cpu/activations.cpp",
+            "src/cpu/bilinear.cpp",
             "src/cpu/linear.cpp",
             "src/cpu/members.cpp",
             "src/cpu/mixer.cpp",
             "src/cpu/patches.cpp",
             "src/cpu/piecewise.cpp",
+            "src/cpu/rows.cpp",
             "src/cpu/tables.cpp",
         ])
         .include(root.join("include"))

@@ -5,9 +5,12 @@
 //! `tch::manual_seed` the initial weights are the same bits as PyTorch's, whatever the device. tch's own
 //! layers differ (another gain, zero biases, random scales), so models use only these.
 
+use densely_torch_ext::activations::{self, Running};
+use densely_torch_ext::fused;
 use tch::nn::{Module, ModuleT, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
+use crate::random::draw_seed;
 use crate::{Error, Result, check};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -334,10 +337,7 @@ pub fn batch_norm(vs: &Path, channels: i64, momentum: f64, eps: f64) -> BatchNor
 
 impl ModuleT for BatchNorm {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        if train {
-            let _no_grad = tch::no_grad_guard();
-            let _ = self.batches.shallow_clone().g_add_scalar_(1);
-        }
+        self.count(train);
         xs.batch_norm(
             Some(&self.weight),
             Some(&self.bias),
@@ -349,6 +349,58 @@ impl ModuleT for BatchNorm {
             true,
         )
     }
+}
+
+impl BatchNorm {
+    /// `dropout(relu(norm(xs)))` of `xs` `[rows, channels]`; for f32 on the CPU in one operation.
+    pub fn relu_dropout_t(&self, xs: &Tensor, p: f64, train: bool) -> Tensor {
+        let fuses = fused::enabled_without_autocast(xs)
+            && [xs, &self.weight, &self.running_mean]
+                .iter()
+                .all(|xs| xs.kind() == Kind::Float)
+            && xs.dim() == 2
+            && (!train || xs.size()[0] > 1);
+        if !fuses {
+            return dropout(&self.forward_t(xs, train).relu(), p, train);
+        }
+        let p = if train { p } else { 0.0 };
+        let seed = if p > 0.0 { draw_seed() } else { 0 };
+        let affine = [&self.weight, &self.bias];
+        let running = Running {
+            mean: &self.running_mean,
+            variance: &self.running_var,
+            eps: self.eps,
+            momentum: self.momentum,
+        };
+        match activations::norm_relu(xs, affine, running, p, seed, train) {
+            Ok(ys) => {
+                self.count(train);
+                ys
+            }
+            // Shapes that do not fit: libtorch's own error is the one that its users know.
+            Err(_) => self.forward_t(xs, train),
+        }
+    }
+
+    fn count(&self, train: bool) {
+        if train {
+            let _no_grad = tch::no_grad_guard();
+            let _ = self.batches.shallow_clone().g_add_scalar_(1);
+        }
+    }
+}
+
+/// In training each value with probability 1 - `p` times 1 / (1 - p), else 0; `torch.nn.functional.dropout`. For f32 on the CPU on all
+/// threads, where libtorch draws its mask on one.
+pub fn dropout(xs: &Tensor, p: f64, train: bool) -> Tensor {
+    if !train || p <= 0.0 {
+        return xs.shallow_clone();
+    }
+    let fuses = p < 1.0 && fused::enabled_without_autocast(xs) && xs.kind() == Kind::Float;
+    if fuses && let Ok(ys) = activations::dropout(xs, p, draw_seed()) {
+        return ys;
+    }
+    xs.dropout(p, true)
 }
 
 /// A row per integer; `torch.nn.Embedding`.

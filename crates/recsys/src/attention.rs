@@ -210,12 +210,10 @@ impl Attention {
         for from in (0..count).step_by(at_once as usize) {
             let queries = queries.narrow(0, from, at_once.min(count - from));
             let products = (queries.unsqueeze(1) * keys).flatten(0, 1); // [n · time, E]
-            let mut first = self
-                .of_products(&products)
-                .view([-1, steps, of_keys.size()[1]]);
-            let _ = first.g_add_(&of_keys);
-            let _ = first.g_add_(&self.of_query(&queries).unsqueeze(1));
-            let scores = self.unit.after_first(&first.flatten(0, 1), false);
+            let first = self.of_products(&products);
+            let scores = self
+                .unit
+                .after_first_of(first, &of_keys, &self.of_query(&queries));
             let weights = self.weights(&scores.view([-1, steps]), &mask);
             pooled.push(weights.matmul(keys));
         }

@@ -5,15 +5,21 @@
 
 use densely_core::nn::{Linear, parameter};
 use densely_core::{Error, Model, Result, Tensors, check};
+use densely_torch_ext::fused;
 use serde::{Deserialize, Serialize};
 use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
 use crate::embedding::{Embeddings, TableSpec, check_inputs, check_sides};
 use crate::fields::{self, Field};
-use crate::layers::{Activation, BnMode, Mlp, MlpSpec, Names, Variant, xavier_linear};
+use crate::layers::{
+    Activation, BnMode, Mlp, MlpSpec, Names, Variant, distinct, repeat, xavier_linear,
+};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+/// Heads up to this width are fused by one operation; wider ones by matrix products.
+const NARROW: i64 = 128;
 
 /// Sizes of a `FinalMLP`. Defaults are those of `Frappe_x1` in the BARS benchmark.
 #[expect(
@@ -321,11 +327,16 @@ impl Gate {
 
     /// A gate that one field decides is computed once for each of its ids in the batch.
     fn of_fields(&self, tables: &Embeddings, inputs: &Tensors) -> Result<Tensor> {
-        let mut fields = tables.fields();
-        if let (Some(Field::Categorical { name, .. }), None) = (fields.next(), fields.next()) {
-            let (ids, place, _) = inputs[name].internal_unique2(true, true, false);
-            let distinct = tables.of(name, &ids)?.apply_t(&self.mlp, false);
-            return Ok(distinct.index_select(0, &place));
+        let fields: Vec<&Field> = tables.fields().collect();
+        if let [
+            Field::Categorical {
+                name, vocab_size, ..
+            },
+        ] = fields.as_slice()
+        {
+            let (ids, place) = distinct(&inputs[name], *vocab_size);
+            let rows = tables.of(name, &ids)?.apply_t(&self.mlp, false);
+            return Ok(repeat(&rows, &place));
         }
         Ok(tables.flat(inputs)?.apply_t(&self.mlp, false))
     }
@@ -370,10 +381,19 @@ impl FinalMlp {
     /// The last layer: `[batch, D1]` and `[batch, D2]` → `[batch]`.
     fn fuse(&self, x: &Tensor, y: &Tensor) -> Tensor {
         let heads = self.config.num_heads;
-        let linear = self.linears[0].forward(x) + self.linears[1].forward(y); // [batch, 1]
-        let weight = self
-            .bilinear
-            .view([heads, x.size()[1] / heads, y.size()[1] / heads]);
+        let (left, right) = (x.size()[1] / heads, y.size()[1] / heads);
+        let weight = self.bilinear.view([heads, left, right]);
+        let [of_x, of_y] = &self.linears;
+        let fuses = fused::enabled_without_autocast(x)
+            && [x, y, &weight].iter().all(|xs| xs.kind() == Kind::Float)
+            && left.max(right) <= NARROW;
+        if fuses
+            && let (Some(one), Some(other)) = (&of_x.bias, &of_y.bias)
+            && let Ok(logits) = fused::bilinear(x, y, &weight, [&of_x.weight, &of_y.weight])
+        {
+            return logits + one + other;
+        }
+        let linear = of_x.forward(x) + of_y.forward(y); // [batch, 1]
         let by_head = |xs: &Tensor| xs.unflatten(1, [heads, -1]); // [batch, heads, dim]
         let left = by_head(x).transpose(0, 1).bmm(&weight).transpose(0, 1); // [batch, heads, D2/heads]
         let product = (left * by_head(y)).sum_dim_intlist([1, 2].as_slice(), false, None);

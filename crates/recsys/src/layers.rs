@@ -2,7 +2,8 @@
 
 use densely_core::nn::{self, BatchNorm, Linear, at, buffer, parameter};
 use densely_core::{Error, Result};
-use densely_torch_ext::{fused, tables};
+use densely_torch_ext::activations::{self, Running};
+use densely_torch_ext::{fused, rows};
 use serde::{Deserialize, Serialize};
 use tch::nn::{ModuleT, Path};
 use tch::{Device, Kind, Tensor};
@@ -177,6 +178,15 @@ impl Dice {
         &p * xs + alpha * (p.ones_like() - &p) * xs
     }
 
+    fn running(&self) -> Running<'_> {
+        Running {
+            mean: &self.mean,
+            variance: &self.variance,
+            eps: self.eps,
+            momentum: self.momentum,
+        }
+    }
+
     fn fuses(&self, xs: &Tensor, batch: bool) -> bool {
         self.beta.is_none()
             && self.affine.is_none()
@@ -188,6 +198,29 @@ impl Dice {
     }
 }
 
+impl Dice {
+    /// In evaluation of `xs + by_step + by_row` (`[rows · steps, channels]`, `[steps, channels]`, `[rows, channels]`); into `xs` where one
+    /// operation does it.
+    fn of_sum(&self, mut xs: Tensor, by_step: &Tensor, by_row: Option<&Tensor>) -> Tensor {
+        let fuses = self.fuses(&xs, false) && !fused::records_gradients();
+        if fuses
+            && activations::dice_onto(&mut xs, by_step, by_row, &self.alpha, self.running()).is_ok()
+        {
+            return xs;
+        }
+        added(&xs, by_step, by_row).apply_t(self, false)
+    }
+}
+
+/// `xs + by_step + by_row`, as [`Dice::of_sum`] has them.
+fn added(xs: &Tensor, by_step: &Tensor, by_row: Option<&Tensor>) -> Tensor {
+    let mut sum = xs.unflatten(0, [-1, by_step.size()[0]]) + by_step;
+    if let Some(by_row) = by_row {
+        sum += by_row.unsqueeze(1);
+    }
+    sum.flatten(0, 1)
+}
+
 impl ModuleT for Dice {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
         let batch = train && !self.frozen;
@@ -196,10 +229,8 @@ impl ModuleT for Dice {
             let _ = self.batches.shallow_clone().g_add_scalar_(1);
         }
         if self.fuses(xs, batch) {
-            let running = [&self.mean, &self.variance];
-            let made = tables::dice(xs, &self.alpha, running, self.eps, self.momentum, batch);
             // What the chain refuses, a single row in training, is left to it.
-            if let Ok(ys) = made {
+            if let Ok(ys) = activations::dice(xs, &self.alpha, self.running(), batch) {
                 return ys;
             }
         }
@@ -238,6 +269,26 @@ pub(crate) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Ten
         return ys;
     }
     xs.linear(weight, bias)
+}
+
+/// The ids below `limit` that occur among `ids` `[n]`, ascending, and the place of each of them there, `[n]`.
+pub(crate) fn distinct(ids: &Tensor, limit: i64) -> (Tensor, Tensor) {
+    if fused::wanted()
+        && let Ok(found) = rows::distinct(ids, limit)
+    {
+        return found;
+    }
+    let (ids, place, _) = ids.internal_unique2(true, true, false);
+    (ids, place)
+}
+
+/// Rows `place` `[n]` of `xs` `[m, dim]`.
+pub(crate) fn repeat(xs: &Tensor, place: &Tensor) -> Tensor {
+    let fuses = fused::enabled_without_autocast(xs) && xs.kind() == Kind::Float;
+    if fuses && let Ok(ys) = rows::repeat(xs, place) {
+        return ys;
+    }
+    xs.index_select(0, place)
 }
 
 fn apply(layer: &Linear, xs: &Tensor) -> Tensor {
@@ -474,9 +525,29 @@ impl Mlp {
         let Some((first, rest)) = self.hidden.split_first() else {
             return xs.shallow_clone();
         };
-        let mut xs = first.finish(xs, train);
+        self.finish(first.finish(xs, train), rest, train)
+    }
+
+    /// In evaluation, all that follows the first linear layer, whose output is `xs + by_step + by_row`: `[rows · steps, width]`,
+    /// `[steps, width]`, `[rows, width]` → `[rows · steps, outputs]`.
+    pub fn after_first_of(&self, xs: Tensor, by_step: &Tensor, by_row: &Tensor) -> Tensor {
+        let Some((first, rest)) = self.hidden.split_first() else {
+            return added(&xs, by_step, Some(by_row));
+        };
+        let mut xs = first.finish_sum(xs, by_step, Some(by_row));
         for layer in rest {
-            xs = layer.finish(&apply(&layer.linear, &xs), train);
+            let Linear { weight, bias } = &layer.linear;
+            xs = match bias {
+                Some(bias) => layer.finish_sum(linear(&xs, weight, None), &bias.unsqueeze(0), None),
+                None => layer.forward(&xs, false),
+            };
+        }
+        self.finish(xs, &[], false)
+    }
+
+    fn finish(&self, mut xs: Tensor, rest: &[Hidden], train: bool) -> Tensor {
+        for layer in rest {
+            xs = layer.forward(&xs, train);
         }
         match &self.output {
             Some(output) => apply(output, &xs),
@@ -488,24 +559,30 @@ impl Mlp {
 impl ModuleT for Mlp {
     /// `[rows, inputs]` → `[rows, outputs]`.
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        match (self.hidden.first(), &self.output) {
-            (Some(first), _) => self.after_first(&apply(&first.linear, xs), train),
-            (None, Some(output)) => apply(output, xs),
-            (None, None) => xs.shallow_clone(),
-        }
+        self.finish(xs.shallow_clone(), &self.hidden, train)
     }
 }
 
 impl Hidden {
-    fn finish(&self, xs: &Tensor, train: bool) -> Tensor {
-        let xs = match &self.norm {
-            Some(norm) => xs.apply_t(norm, train).apply_t(&self.act, train),
-            None => xs.apply_t(&self.act, train),
-        };
-        if train && self.dropout > 0.0 {
-            xs.dropout(self.dropout, true)
-        } else {
-            xs
+    fn forward(&self, xs: &Tensor, train: bool) -> Tensor {
+        self.finish(&apply(&self.linear, xs), train)
+    }
+
+    /// What follows the linear layer in evaluation, of a sum as [`Dice::of_sum`] has it.
+    fn finish_sum(&self, xs: Tensor, by_step: &Tensor, by_row: Option<&Tensor>) -> Tensor {
+        match (&self.norm, &self.act) {
+            (None, Nonlinear::Dice(dice)) => dice.of_sum(xs, by_step, by_row),
+            _ => self.finish(&added(&xs, by_step, by_row), false),
         }
+    }
+
+    /// What follows the linear layer.
+    fn finish(&self, xs: &Tensor, train: bool) -> Tensor {
+        let xs = match (&self.norm, &self.act) {
+            (Some(norm), Nonlinear::Relu) => return norm.relu_dropout_t(xs, self.dropout, train),
+            (Some(norm), act) => xs.apply_t(norm, train).apply_t(act, train),
+            (None, act) => xs.apply_t(act, train),
+        };
+        nn::dropout(&xs, self.dropout, train)
     }
 }

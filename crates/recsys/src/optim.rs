@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 
 use densely_core::{Error, Result, Tensors, weights};
+use densely_torch_ext::rows::{self, Rows};
 use densely_torch_ext::tables::{self, Gradient, Penalty, Step};
 use densely_torch_ext::{fused, optim as lists};
 use serde::{Deserialize, Serialize};
@@ -329,8 +330,9 @@ impl Optimizer {
         let _no_grad = tch::no_grad_guard();
         let mut due = Vec::with_capacity(self.slots.len());
         let mut squares = 0.0;
-        for (place, slot) in self.slots.iter().enumerate() {
-            let Some(given) = self.gradient(slot)? else {
+        let gradients = self.gradients()?;
+        for (place, (slot, given)) in self.slots.iter().zip(gradients).enumerate() {
+            let Some(given) = given else {
                 continue;
             };
             let by_row = matches!(given, Given::Rows { .. });
@@ -387,8 +389,38 @@ impl Optimizer {
         }
     }
 
-    /// What came from the loss; `None` when the step leaves the parameter alone.
-    fn gradient(&self, slot: &Slot) -> Result<Option<Given>> {
+    /// What came from the loss, parameter by parameter; `None` where the step leaves it alone.
+    fn gradients(&self) -> Result<Vec<Option<Given>>> {
+        let mut due = Vec::new();
+        for (place, slot) in self.slots.iter().enumerate() {
+            let grad = slot.param.grad();
+            if grad.defined() && grad.is_sparse() && slot.fuses() {
+                let ids = grad.f_internal_indices()?.f_select(0, 0)?.f_contiguous()?;
+                let values = grad.f_internal_values()?.f_contiguous()?;
+                due.push((place, ids, values, slot.param.size()[0]));
+            }
+        }
+        let tables: Vec<Rows> = due
+            .iter()
+            .map(|(_, ids, values, limit)| Rows {
+                ids,
+                values,
+                limit: *limit,
+            })
+            .collect();
+        let sums = rows::sums(&tables).map_err(Error::torch)?;
+        let mut summed: Vec<Option<(Tensor, Tensor)>> = self.slots.iter().map(|_| None).collect();
+        for ((place, ..), sums) in due.iter().zip(sums) {
+            summed[*place] = Some(sums);
+        }
+        let slots = self.slots.iter().zip(summed);
+        slots
+            .map(|(slot, summed)| self.gradient(slot, summed))
+            .collect()
+    }
+
+    /// `summed` are rows and their gradients where they are known already.
+    fn gradient(&self, slot: &Slot, summed: Option<(Tensor, Tensor)>) -> Result<Option<Given>> {
         let grad = slot.param.grad();
         if !grad.defined() {
             // The regulariser reaches a whole table that the loss does not.
@@ -399,8 +431,13 @@ impl Optimizer {
         if !grad.is_sparse() {
             return Ok(Some(Given::Dense(grad.f_contiguous()?)));
         }
-        let grad = grad.f_coalesce()?;
-        let index = grad.f_indices()?.f_select(0, 0)?.f_contiguous()?;
+        let (index, values) = if let Some(both) = summed {
+            both
+        } else {
+            let grad = grad.f_coalesce()?;
+            let index = grad.f_indices()?.f_select(0, 0)?;
+            (index.f_contiguous()?, grad.f_values()?.f_contiguous()?)
+        };
         let extra = if self.config.mini_batch_aware > 0.0 {
             let counts = slot.counts.as_ref().ok_or_else(|| {
                 let reason = format!(
@@ -418,7 +455,6 @@ impl Optimizer {
         } else {
             None
         };
-        let values = grad.f_values()?.f_contiguous()?;
         Ok(Some(Given::Rows {
             index,
             values,

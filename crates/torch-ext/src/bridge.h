@@ -48,6 +48,14 @@ void table_step(size_t w, size_t dense, size_t index, size_t values, size_t extr
                 bool all);
 size_t linear(size_t x, size_t weight, size_t bias);
 size_t dice(size_t x, size_t alpha, size_t running_mean, size_t running_variance, double eps, double momentum, bool train);
+void dice_onto(size_t x, size_t by_step, size_t by_row, size_t alpha, size_t running_mean, size_t running_variance, double eps);
+size_t norm_relu(size_t x, size_t gamma, size_t beta, size_t running_mean, size_t running_variance, double eps, double momentum, double p, int64_t seed,
+                 bool train);
+size_t dropout(size_t x, double p, int64_t seed);
+size_t bilinear(size_t x, size_t y, size_t form, size_t left, size_t right);
+rust::Vec<size_t> sum_rows(rust::Slice<const size_t> ids, rust::Slice<const size_t> values, rust::Slice<const int64_t> limits);
+rust::Vec<size_t> distinct(size_t ids, int64_t limit);
+size_t repeat_rows(size_t rows, size_t place);
 size_t patch_block(size_t x, rust::Slice<const size_t> params, double eps, double p, int64_t seed, bool along_features);
 
 }  // namespace densely

@@ -161,6 +161,52 @@ pub(crate) mod ffi {
             momentum: f64,
             train: bool,
         ) -> Result<usize>;
+        /// # Safety
+        /// Every number is 0 or the address of a live `at::Tensor`.
+        unsafe fn dice_onto(
+            x: usize,
+            by_step: usize,
+            by_row: usize,
+            alpha: usize,
+            running_mean: usize,
+            running_variance: usize,
+            eps: f64,
+        ) -> Result<()>;
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn norm_relu(
+            x: usize,
+            gamma: usize,
+            beta: usize,
+            running_mean: usize,
+            running_variance: usize,
+            eps: f64,
+            momentum: f64,
+            p: f64,
+            seed: i64,
+            train: bool,
+        ) -> Result<usize>;
+        /// # Safety
+        /// The number is the address of a live `at::Tensor`.
+        unsafe fn dropout(x: usize, p: f64, seed: i64) -> Result<usize>;
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn bilinear(
+            x: usize,
+            y: usize,
+            form: usize,
+            left: usize,
+            right: usize,
+        ) -> Result<usize>;
+        /// # Safety
+        /// Every number but the limits is the address of a live `at::Tensor`.
+        unsafe fn sum_rows(ids: &[usize], values: &[usize], limits: &[i64]) -> Result<Vec<usize>>;
+        /// # Safety
+        /// `ids` is the address of a live `at::Tensor`.
+        unsafe fn distinct(ids: usize, limit: i64) -> Result<Vec<usize>>;
+        /// # Safety
+        /// Both numbers are the addresses of live `at::Tensor`s.
+        unsafe fn repeat_rows(rows: usize, place: usize) -> Result<usize>;
 
         /// # Safety
         /// Every number is the address of a live `at::Tensor`.

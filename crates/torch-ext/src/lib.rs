@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use memmap2::Mmap;
 
+pub mod activations;
 #[expect(unreachable_pub, reason = "cxx writes the items")]
 #[expect(clippy::too_many_arguments, reason = "the C++ side takes no structs")]
 mod bridge;
@@ -18,6 +19,7 @@ pub mod cuda;
 pub mod fused;
 pub mod optim;
 pub mod profile;
+pub mod rows;
 pub mod tables;
 
 use bridge::ffi;

@@ -1,9 +1,9 @@
-//! Steps on parameters of which only some rows have a gradient, without a gradient as large as the table; and Dice. For f32 on the CPU.
+//! Steps on parameters of which only some rows have a gradient, without a gradient as large as the table. For f32 on the CPU.
 
 use tch::Tensor;
 
+use crate::address;
 use crate::bridge::ffi;
-use crate::{address, owned};
 
 /// The gradient of a parameter.
 #[derive(Debug, Clone, Copy)]
@@ -114,35 +114,4 @@ pub fn step(
         )
     }
     .map_err(|e| e.what().to_owned())
-}
-
-/// p x + α (1 - p) x with p = σ((x - mean) / √(variance + eps)), differentiable once.
-///
-/// In training mean and variance are those of the rows, of which there are two at least, and the running ones move towards them
-/// (the variance unbiased).
-/// # Shapes
-/// `xs`: `[rows, channels]`, the rest `[channels]`.
-/// # Errors
-/// A sentence, when shapes or kinds do not fit.
-pub fn dice(
-    xs: &Tensor,
-    alpha: &Tensor,
-    running: [&Tensor; 2],
-    eps: f64,
-    momentum: f64,
-    train: bool,
-) -> Result<Tensor, String> {
-    let [mean, variance] = running.map(address);
-    // SAFETY: the addresses are those of tensors borrowed for the call.
-    unsafe {
-        owned(ffi::dice(
-            address(xs),
-            address(alpha),
-            mean,
-            variance,
-            eps,
-            momentum,
-            train,
-        ))
-    }
 }

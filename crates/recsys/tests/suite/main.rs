@@ -4,6 +4,7 @@ mod contract;
 mod counts;
 mod din;
 mod feature_map;
+mod fused;
 mod goldens;
 mod metrics;
 mod own_table;

@@ -2,9 +2,8 @@
 
 use densely_core::weights::{self, Strictness};
 use densely_core::{Result, Tensors, seeded};
-use densely_recsys::layers::Activation;
 use densely_recsys::optim::{Mode, OptimConfig, Optimizer, Rule};
-use densely_recsys::{CtrConfig, CtrModel, DinConfig, Field, FinalMlpConfig};
+use densely_recsys::{CtrConfig, CtrModel, Field, FinalMlpConfig};
 use densely_testkit::{Golden, assert_bits, assert_close, goldens};
 use densely_torch_ext::fused::PlainPaths;
 use serde_json::Value;
@@ -416,115 +415,4 @@ fn wrong_settings_are_errors_that_name_them() {
         let message = optim.validate().expect_err(part).to_string();
         assert!(message.contains(part), "{message}");
     }
-}
-
-/// By either product of the machine, with sizes on both sides of where it changes.
-#[test]
-fn the_fused_linear_layer_is_the_plain_one() {
-    for (rows, inputs, outputs) in [
-        (300, 256, 130),
-        (300, 256, 1),
-        (5, 7, 3),
-        (1, 512, 64),
-        (0, 4, 2),
-    ] {
-        let run = |fused: bool| {
-            let [xs, weight, bias] = seeded(1, || {
-                [vec![rows, inputs], vec![outputs, inputs], vec![outputs]]
-                    .map(|size| Tensor::randn(size, tch::kind::FLOAT_CPU).set_requires_grad(true))
-            });
-            let ys = if fused {
-                densely_torch_ext::fused::linear(&xs, &weight, Some(&bias)).expect("shapes fit")
-            } else {
-                xs.linear(&weight, Some(&bias))
-            };
-            (&ys * ys.detach().sin()).sum(Kind::Float).backward();
-            [ys.detach(), xs.grad(), weight.grad(), bias.grad()]
-        };
-        for (fused, plain) in run(true).iter().zip(&run(false)) {
-            assert_close(fused, plain, 1e-4, 1e-3);
-        }
-    }
-    let wide = Tensor::zeros([2, 3], tch::kind::FLOAT_CPU);
-    assert!(
-        densely_torch_ext::fused::linear(&wide, &Tensor::zeros([2, 4], tch::kind::FLOAT_CPU), None)
-            .is_err()
-    );
-}
-
-/// Dice in one operation is Dice by libtorch's, gradients and running statistics too.
-#[test]
-fn fused_dice_is_plain_dice() -> Result<()> {
-    let config = CtrConfig::Din(DinConfig {
-        fields: vec![
-            Field::categorical("item", 30),
-            Field::sequence("items", 30, 37, Some("item")),
-        ],
-        din_target_field: vec![vec!["item".to_owned()]],
-        din_sequence_field: vec![vec!["items".to_owned()]],
-        embedding_dim: 11,
-        attention_hidden_units: vec![29, 16],
-        attention_dropout: 0.0,
-        dnn_hidden_units: vec![23],
-        net_dropout: 0.0,
-        dnn_activations: Activation::Dice,
-        ..DinConfig::default()
-    });
-    let run = |train: bool| -> Result<(Tensors, Tensor)> {
-        let vs = VarStore::new(Device::Cpu);
-        let model = seeded(0, || config.build(&vs.root()))?;
-        seeded(1, || {
-            let _no_grad = tch::no_grad_guard();
-            for (name, mut xs) in weights::named(&vs) {
-                if name.ends_with("alpha") || name.contains("embedding_layers") {
-                    let _ = xs.normal_(0.0, 0.5);
-                }
-            }
-        });
-        let inputs = seeded(2, || {
-            Tensors::from([
-                (
-                    "item".to_owned(),
-                    Tensor::randint(30, [19], tch::kind::INT64_CPU),
-                ),
-                (
-                    "items".to_owned(),
-                    Tensor::randint(30, [19, 37], tch::kind::INT64_CPU),
-                ),
-            ])
-        });
-        let logits = model.forward(&inputs, train)?;
-        (&logits * Tensor::arange(19, tch::kind::FLOAT_CPU))
-            .sum(Kind::Float)
-            .backward();
-        let mut found = Tensors::new();
-        for (name, xs) in weights::named(&vs) {
-            found.insert(name.clone(), xs.detach().copy());
-            if xs.requires_grad() {
-                found.insert(format!("grad.{name}"), xs.grad());
-            }
-        }
-        Ok((found, logits.detach()))
-    };
-    for train in [false, true] {
-        let (fused, logits) = run(train)?;
-        let (plain, expected) = {
-            let _plain = PlainPaths::new();
-            run(train)?
-        };
-        assert_close(&logits, &expected, 1e-5, 1e-5);
-        let largest = |name: &str| {
-            let xs = plain[name].abs().max().to_kind(Kind::Float);
-            xs.double_value(&[])
-        };
-        for (name, xs) in &fused {
-            let mut scale = largest(name).max(1.0);
-            // A bias before a norm has no gradient: what is there is the rounding of terms as large as those of its weight.
-            if let Some(layer) = name.strip_suffix(".bias").filter(|_| train) {
-                scale = scale.max(largest(&format!("{layer}.weight")));
-            }
-            assert_close(xs, &plain[name], 1e-4, 1e-5 * scale);
-        }
-    }
-    Ok(())
 }

@@ -76,6 +76,20 @@ T* data(const at::Tensor& xs) {
   return xs.defined() ? static_cast<T*>(xs.data_ptr()) : nullptr;
 }
 
+/// The tensor at an address that Rust handed in; 0 is an undefined one.
+inline const at::Tensor& tensor(size_t pointer) {
+  static const at::Tensor none;
+  return pointer == 0 ? none : *reinterpret_cast<const at::Tensor*>(pointer);
+}
+
+/// A tensor for Rust to own.
+inline size_t handle(at::Tensor xs) { return reinterpret_cast<size_t>(new at::Tensor(std::move(xs))); }
+
+/// Dropout with probability p, below 1.
+inline Dropout dropout_of(double p, int64_t seed) {
+  return {static_cast<unsigned long long>(seed), static_cast<unsigned>(p * 4294967296.0), 1.0 / (1.0 - p)};
+}
+
 /// As autograd wants an argument that may be absent.
 inline std::optional<at::Tensor> optional(const at::Tensor& xs) {
   return xs.defined() ? std::optional<at::Tensor>(xs) : std::nullopt;
@@ -109,8 +123,9 @@ inline bool onednn() {
 inline bool onednn_pays(int64_t m, int64_t n, int64_t k, bool left_transposed, bool right_transposed) {
   if (!onednn()) return false;
   if (n < 16) return m >= 64 && k >= 64 && m * k >= 32768 && !right_transposed;
-  if (left_transposed) return k >= 64 && m * n >= 32768;
-  return m >= (right_transposed ? 192 : 4) && n * k >= 32768;
+  const int64_t least = std::max(m, k) >= 1024 ? 8192 : 32768;
+  if (left_transposed) return k >= 64 && m * n >= least;
+  return m >= (right_transposed ? 192 : 4) && n * k >= least;
 }
 
 /// out = a b, or out += a b; A is the kind of all three.

@@ -50,12 +50,11 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 }  // namespace
 
 size_t linear(size_t x, size_t weight, size_t bias) {
-  const auto of = [](size_t pointer) { return *reinterpret_cast<const Tensor*>(pointer); };
-  const Tensor xs = of(x).contiguous(), w = of(weight).contiguous();
-  const std::optional<Tensor> b = bias == 0 ? std::nullopt : std::optional<Tensor>(of(bias));
+  const Tensor xs = tensor(x).contiguous(), w = tensor(weight).contiguous();
+  const std::optional<Tensor> b = optional(tensor(bias));
   TORCH_CHECK(xs.dim() == 2 && w.dim() == 2 && xs.size(1) == w.size(1) && (!b || b->numel() == w.size(0)), "a linear layer of another width");
   for (const Tensor& one : {xs, w}) TORCH_CHECK(one.scalar_type() == at::kFloat && one.device().is_cpu(), "the fused linear layer takes f32 on the CPU");
-  return reinterpret_cast<size_t>(new Tensor(LinearFunction::apply(xs, w, b)));
+  return handle(LinearFunction::apply(xs, w, b));
 }
 
 }  // namespace densely

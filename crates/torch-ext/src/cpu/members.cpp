@@ -205,7 +205,7 @@ class Block : public torch::autograd::Function<Block> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& r_or_none,
                         const std::optional<Tensor>& s_or_none, const Tensor& bias, double p, int64_t seed) {
     const Tensor r = r_or_none.value_or(Tensor()), s = s_or_none.value_or(Tensor());
-    const Dropout dropout{static_cast<unsigned long long>(seed), static_cast<unsigned>(p * 4294967296.0), 1.0 / (1.0 - p)};
+    const Dropout dropout = dropout_of(p, seed);
     const Tensor h = with_kinds(weight.scalar_type(), x.scalar_type(), [&](auto param, auto activation) {
       return block_forward<decltype(param), decltype(activation)>(x, weight, r, s, bias, dropout);
     });
@@ -227,13 +227,6 @@ class Block : public torch::autograd::Function<Block> {
     return {found.x, found.weight, found.r, found.s, found.bias, Tensor(), Tensor()};
   }
 };
-
-const Tensor& tensor(size_t pointer) {
-  static const Tensor none;
-  return pointer == 0 ? none : *reinterpret_cast<const Tensor*>(pointer);
-}
-
-size_t handle(Tensor xs) { return reinterpret_cast<size_t>(new Tensor(std::move(xs))); }
 
 /// The kind in which matrix products run: autocast's, where it is on.
 at::ScalarType compute_kind(const Tensor& weight) {

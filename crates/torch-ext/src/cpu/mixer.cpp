@@ -132,10 +132,6 @@ NormGradients norm_backward(const Tensor& dy, const Tensor& dout, const Tensor& 
   return found;
 }
 
-Dropout dropout_of(double p, int64_t seed) {
-  return {static_cast<unsigned long long>(seed), static_cast<unsigned>(p * 4294967296.0), 1.0 / (1.0 - p)};
-}
-
 /// The second dropout of features.
 Dropout other(Dropout dropout) {
   dropout.seed ^= 0x6a09e667f3bcc909ull;
@@ -321,13 +317,6 @@ class Features : public torch::autograd::Function<Features> {
     return {found.x, total(dw1), total(dbias1), total(dw2), total(dbias2), found.gamma, found.beta, {}, {}, {}, {}, {}, {}, {}};
   }
 };
-
-const Tensor& tensor(size_t pointer) {
-  static const Tensor none;
-  return pointer == 0 ? none : *reinterpret_cast<const Tensor*>(pointer);
-}
-
-size_t handle(Tensor xs) { return reinterpret_cast<size_t>(new Tensor(std::move(xs))); }
 
 void check(const Tensor& x, std::initializer_list<Tensor> plane, const std::vector<Tensor>& others) {
   TORCH_CHECK(x.dim() == 3 && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble), "x must be [batch, channels, steps] of f32 or f64");

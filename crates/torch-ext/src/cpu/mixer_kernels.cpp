@@ -7,38 +7,6 @@ namespace densely {
 namespace LEVEL {
 namespace {
 
-template <int R, int C, typename P>
-void dots_block(P* out, long row_stride, long col_stride, const P* left, const P* right, long width) {
-  Vector<P> sums[R][C] = {};
-  for (long t = 0; t < width; t += kLanes<P>) {
-    Vector<P> ys[C];
-    for (int c = 0; c < C; ++c) ys[c] = load(right + c * width + t);
-    for (int r = 0; r < R; ++r) {
-      const Vector<P> xs = load(left + r * width + t);
-      for (int c = 0; c < C; ++c) sums[r][c] += xs * ys[c];
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) out[r * row_stride + c * col_stride] += sum<P>(sums[r][c]);
-  }
-}
-
-template <int R, typename P>
-void dots_rows(P* out, long row_stride, long col_stride, const P* left, const P* right, long cols, long width) {
-  long c = 0;
-  for (; c + 4 <= cols; c += 4) dots_block<R, 4>(out + c * col_stride, row_stride, col_stride, left, right + c * width, width);
-  for (; c + 2 <= cols; c += 2) dots_block<R, 2>(out + c * col_stride, row_stride, col_stride, left, right + c * width, width);
-  for (; c < cols; ++c) dots_block<R, 1>(out + c * col_stride, row_stride, col_stride, left, right + c * width, width);
-}
-
-/// out[r, c] += Σ_t left[r, t] right[c, t].
-template <typename P>
-void dots(P* out, long row_stride, long col_stride, const P* left, const P* right, long rows, long cols, long width) {
-  long r = 0;
-  for (; r + kRows <= rows; r += kRows) dots_rows<kRows>(out + r * row_stride, row_stride, col_stride, left + r * width, right, cols, width);
-  for (; r < rows; ++r) dots_rows<1>(out + r * row_stride, row_stride, col_stride, left + r * width, right, cols, width);
-}
-
 /// Hidden rows that are made at once.
 constexpr long kHidden = 16;
 

@@ -35,7 +35,7 @@ struct Settings {
 
 template <typename P>
 PatchMlp<P> pointers(const Tensor& x, const Params& params, const Settings& settings) {
-  const Dropout dropout{static_cast<unsigned long long>(settings.seed), static_cast<unsigned>(settings.p * 4294967296.0), 1.0 / (1.0 - settings.p)};
+  const Dropout dropout = dropout_of(settings.p, settings.seed);
   Dropout other = dropout;
   other.seed ^= 0x6a09e667f3bcc909ull;
   const auto of = [&](size_t i) { return data<P>(params[i]); };

@@ -1,4 +1,4 @@
-// Loops of embedding tables' optimiser steps and of Dice; see kernels.h for how they are compiled and picked. f32 alone.
+// Loops of embedding tables' optimiser steps; see kernels.h for how they are compiled and picked. f32 alone.
 #pragma once
 
 namespace densely {
@@ -17,27 +17,10 @@ struct TableStep {
   float eps;
 };
 
-/// Rows [first, last) of `cols` values each.
-struct Rows {
-  long first, last, cols;
-};
-
 struct TableKernels {
   /// Σ (g + l2 w + l1 sign(w))² over n values.
   double (*squares)(const float* w, const float* g, long n, Penalty penalty);
   void (*step)(float* w, const float* g, float* m, float* v, long n, Penalty penalty, TableStep numbers);
-
-  /// sums[c] += Σ x, over rows.
-  void (*column_sums)(double* sums, const float* x, Rows rows);
-  /// sums[c] += Σ (x - mean)².
-  void (*column_squares)(double* sums, const float* x, const float* mean, Rows rows);
-  /// y = x (α + (1 - α) σ((x - mean) r)).
-  void (*dice)(float* y, const float* x, const float* mean, const float* r, const float* alpha, Rows rows);
-  /// With s the gradient at x̂ = (x - mean) r: sums[0] += Σ dy x (1 - p), sums[1] += Σ s, sums[2] += Σ s x̂; [3, cols].
-  void (*dice_sums)(float* sums, const float* dy, const float* x, const float* mean, const float* r, const float* alpha, Rows rows);
-  /// dx = dy (α + (1 - α) p) + r (s - level - x̂ tilt).
-  void (*dice_backward)(float* dx, const float* dy, const float* x, const float* mean, const float* r, const float* alpha, const float* level,
-                        const float* tilt, Rows rows);
 };
 
 #define DENSELY_TABLE_KERNELS(level) \

@@ -1,10 +1,5 @@
 // Steps on parameters whose gradient is given for some rows, with a penalty on all rows or on those: the gradient of the whole table is never
-// made. And Dice, forward and backward.
-
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <torch/csrc/autograd/custom_function.h>
+// made.
 
 #include "../bridge.h"
 #include "dispatch.h"
@@ -14,8 +9,6 @@ namespace densely {
 namespace {
 
 using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 const TableKernels& run() { return DENSELY_PICK(tables); }
 
@@ -114,12 +107,10 @@ void pieces(const Table& table, const F& f) {
   });
 }
 
-Tensor at_address(size_t pointer) { return pointer == 0 ? Tensor() : *reinterpret_cast<const Tensor*>(pointer); }
-
 }  // namespace
 
 double table_squares(size_t w, size_t dense, size_t index, size_t values, size_t extra, double l1, double l2, bool all) {
-  const Table table = table_of(at_address(w), at_address(dense), at_address(index), at_address(values), at_address(extra), l1, l2, all);
+  const Table table = table_of(tensor(w), tensor(dense), tensor(index), tensor(values), tensor(extra), l1, l2, all);
   std::vector<double> sums(static_cast<size_t>(table.pieces()), 0.0);
   pieces(table, [&](int64_t piece, int64_t place, int64_t n, const float* g, Penalty penalty) {
     sums[static_cast<size_t>(piece)] += run().squares(table.w + place, g, n, penalty);
@@ -131,118 +122,18 @@ double table_squares(size_t w, size_t dense, size_t index, size_t values, size_t
 
 void table_step(size_t w, size_t dense, size_t index, size_t values, size_t extra, size_t first, size_t second, rust::Slice<const double> numbers, bool adagrad,
                 bool all) {
-  const Tensor parameter = at_address(w), m = at_address(first), v = at_address(second);
+  const Tensor parameter = tensor(w), m = tensor(first), v = tensor(second);
   const auto fits = [&](const Tensor& xs) { return xs.defined() && xs.is_contiguous() && xs.scalar_type() == at::kFloat && xs.numel() == parameter.numel(); };
   TORCH_CHECK(fits(v) && (adagrad || fits(m)) && numbers.size() == 8, "moments of another size");
   // l1, l2, scale, β1, β2, step, root, eps
   const auto number = [&](size_t i) { return static_cast<float>(numbers[i]); };
-  const Table table = table_of(parameter, at_address(dense), at_address(index), at_address(values), at_address(extra), numbers[0], numbers[1], all);
+  const Table table = table_of(parameter, tensor(dense), tensor(index), tensor(values), tensor(extra), numbers[0], numbers[1], all);
   const TableStep step{adagrad, number(2), number(3), static_cast<float>(1 - numbers[3]), number(4), static_cast<float>(1 - numbers[4]), number(5), number(6), number(7)};
   float *ms = data<float>(m), *vs = data<float>(v);
   pieces(table, [&](int64_t, int64_t place, int64_t n, const float* g, Penalty penalty) {
     run().step(table.w + place, g, ms ? ms + place : nullptr, vs + place, n, penalty, step);
   });
   parameter.unsafeGetTensorImpl()->bump_version();
-}
-
-namespace {
-
-constexpr int64_t kRows = 128;  // rows of a piece of work
-
-/// Column sums over rows in pieces that do not depend on the threads: f(sums, rows) adds those of some rows to `width` values.
-template <typename T, typename F>
-std::vector<T> reduce(int64_t rows, int64_t cols, int64_t width, const F& f) {
-  const int64_t each = std::max<int64_t>(kRows, (rows + 63) / 64), count = (rows + each - 1) / each;
-  std::vector<std::vector<T>> parts(static_cast<size_t>(count));
-  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-    for (int64_t piece = first; piece < last; ++piece) {
-      auto& part = parts[static_cast<size_t>(piece)];
-      part.assign(static_cast<size_t>(width), T(0));
-      f(part.data(), Rows{static_cast<long>(piece * each), static_cast<long>(std::min(rows, (piece + 1) * each)), static_cast<long>(cols)});
-    }
-  });
-  std::vector<T> sums(static_cast<size_t>(width), T(0));
-  for (const auto& part : parts) {
-    for (size_t i = 0; i < sums.size(); ++i) sums[i] += part[i];
-  }
-  return sums;
-}
-
-template <typename F>
-void by_rows(int64_t rows, int64_t cols, const F& f) {
-  at::parallel_for(0, rows, kRows, [&](int64_t first, int64_t last) { f(Rows{static_cast<long>(first), static_cast<long>(last), static_cast<long>(cols)}); });
-}
-
-/// Mean and 1 / deviation of the columns, and the running averages moved.
-void moments(const Tensor& x, const Tensor& mean, const Tensor& inverse, const Tensor& running_mean, const Tensor& running_variance, double eps,
-             double momentum) {
-  const int64_t rows = x.size(0), cols = x.size(1);
-  const float* xs = data<float>(x);
-  float *m = data<float>(mean), *r = data<float>(inverse), *am = data<float>(running_mean), *av = data<float>(running_variance);
-  const auto sums = reduce<double>(rows, cols, cols, [&](double* part, Rows some) { run().column_sums(part, xs, some); });
-  for (int64_t c = 0; c < cols; ++c) m[c] = static_cast<float>(sums[static_cast<size_t>(c)] / rows);
-  const auto squares = reduce<double>(rows, cols, cols, [&](double* part, Rows some) { run().column_squares(part, xs, m, some); });
-  for (int64_t c = 0; c < cols; ++c) {
-    const double square = squares[static_cast<size_t>(c)];
-    r[c] = static_cast<float>(1.0 / std::sqrt(square / rows + eps));
-    am[c] = static_cast<float>(momentum * m[c] + (1 - momentum) * am[c]);
-    av[c] = static_cast<float>(momentum * (square / (rows - 1)) + (1 - momentum) * av[c]);
-  }
-}
-
-struct Dice : torch::autograd::Function<Dice> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& alpha, const Tensor& running_mean, const Tensor& running_variance, double eps,
-                        double momentum, bool train) {
-    Plain plain;
-    const int64_t rows = x.size(0), cols = x.size(1);
-    const Tensor y = at::empty_like(x), mean = at::empty({cols}, x.options()), inverse = at::empty({cols}, x.options());
-    if (train) {
-      moments(x, mean, inverse, running_mean, running_variance, eps, momentum);
-    } else {
-      float *m = data<float>(mean), *r = data<float>(inverse);
-      const float *am = data<float>(running_mean), *av = data<float>(running_variance);
-      for (int64_t c = 0; c < cols; ++c) {
-        m[c] = am[c];
-        r[c] = static_cast<float>(1.0 / std::sqrt(av[c] + eps));
-      }
-    }
-    by_rows(rows, cols, [&](Rows some) { run().dice(data<float>(y), data<float>(x), data<float>(mean), data<float>(inverse), data<float>(alpha), some); });
-    ctx->save_for_backward({x, alpha, mean, inverse});
-    ctx->saved_data["train"] = train;
-    return y;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    Plain plain;
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &alpha = saved[1], &mean = saved[2], &inverse = saved[3];
-    const bool train = ctx->saved_data["train"].toBool();
-    const Tensor dy = grads[0].contiguous();
-    const int64_t rows = x.size(0), cols = x.size(1);
-    const float *g = data<float>(dy), *xs = data<float>(x), *m = data<float>(mean), *r = data<float>(inverse), *a = data<float>(alpha);
-    const auto sums = reduce<float>(rows, cols, 3 * cols, [&](float* part, Rows some) { run().dice_sums(part, g, xs, m, r, a, some); });
-    const Tensor dalpha = at::empty_like(alpha), level = at::zeros({cols}, x.options()), tilt = at::zeros({cols}, x.options()), dx = at::empty_like(x);
-    std::copy(sums.begin(), sums.begin() + cols, data<float>(dalpha));
-    if (train) {
-      for (int64_t c = 0; c < cols; ++c) {
-        data<float>(level)[c] = sums[static_cast<size_t>(cols + c)] / rows;
-        data<float>(tilt)[c] = sums[static_cast<size_t>(2 * cols + c)] / rows;
-      }
-    }
-    by_rows(rows, cols, [&](Rows some) { run().dice_backward(data<float>(dx), g, xs, m, r, a, data<float>(level), data<float>(tilt), some); });
-    return {dx, dalpha, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-};
-
-}  // namespace
-
-size_t dice(size_t x, size_t alpha, size_t running_mean, size_t running_variance, double eps, double momentum, bool train) {
-  const Tensor xs = at_address(x).contiguous(), as = at_address(alpha), mean = at_address(running_mean), variance = at_address(running_variance);
-  TORCH_CHECK(xs.dim() == 2 && as.numel() == xs.size(1) && mean.numel() == xs.size(1) && variance.numel() == xs.size(1), "Dice takes [rows, channels]");
-  for (const Tensor& one : {xs, as, mean, variance})
-    TORCH_CHECK(one.scalar_type() == at::kFloat && one.device().is_cpu() && one.is_contiguous(), "the fused Dice takes contiguous f32 on the CPU");
-  TORCH_CHECK(!train || xs.size(0) > 1, "Dice needs at least two rows in training");
-  return reinterpret_cast<size_t>(new Tensor(Dice::apply(xs, as, mean, variance, eps, momentum, train)));
 }
 
 }  // namespace densely

@@ -58,6 +58,24 @@ inline P sum(Vector<P> xs) {
   return values[0];
 }
 
+/// The last values of a row, fewer than a vector has.
+inline Vector<float> load_some(const float* from, long n) {
+  Vector<float> xs{};
+  __builtin_memcpy(&xs, from, n * sizeof(float));
+  return xs;
+}
+inline void store_some(float* to, Vector<float> xs, long n) { __builtin_memcpy(to, &xs, n * sizeof(float)); }
+
+/// f(load, store, first) over n values, vector by vector.
+template <typename F>
+inline void sweep(long n, const F& f) {
+  long i = 0;
+  for (; i + kLanes<float> <= n; i += kLanes<float>)
+    f([i](const float* from) { return load(from + i); }, [i](float* to, Vector<float> xs) { store(to + i, xs); }, i);
+  if (const long rest = n - i; rest > 0)
+    f([i, rest](const float* from) { return load_some(from + i, rest); }, [i, rest](float* to, Vector<float> xs) { store_some(to + i, xs, rest); }, i);
+}
+
 /// The first columns of a row, times kColumn.
 template <typename P>
 struct Columns {
@@ -147,6 +165,38 @@ void product(P* out, const Weights<P>& w, const P* bias, const P* x, long rows, 
 template <typename P>
 void product(P* out, const Weights<P>& w, const P* bias, const P* x, long rows, long inner, long width, bool add) {
   product(out, w, bias, x, rows, inner, width, add, [](Vector<P> xs, long, long) { return xs; });
+}
+
+template <int R, int C, typename P>
+void dots_block(P* out, long row_stride, long col_stride, const P* left, const P* right, long width) {
+  Vector<P> sums[R][C] = {};
+  for (long t = 0; t < width; t += kLanes<P>) {
+    Vector<P> ys[C];
+    for (int c = 0; c < C; ++c) ys[c] = load(right + c * width + t);
+    for (int r = 0; r < R; ++r) {
+      const Vector<P> xs = load(left + r * width + t);
+      for (int c = 0; c < C; ++c) sums[r][c] += xs * ys[c];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < C; ++c) out[r * row_stride + c * col_stride] += sum<P>(sums[r][c]);
+  }
+}
+
+template <int R, typename P>
+void dots_rows(P* out, long row_stride, long col_stride, const P* left, const P* right, long cols, long width) {
+  long c = 0;
+  for (; c + 4 <= cols; c += 4) dots_block<R, 4>(out + c * col_stride, row_stride, col_stride, left, right + c * width, width);
+  for (; c + 2 <= cols; c += 2) dots_block<R, 2>(out + c * col_stride, row_stride, col_stride, left, right + c * width, width);
+  for (; c < cols; ++c) dots_block<R, 1>(out + c * col_stride, row_stride, col_stride, left, right + c * width, width);
+}
+
+/// out[r, c] += Σ_t left[r, t] right[c, t].
+template <typename P>
+void dots(P* out, long row_stride, long col_stride, const P* left, const P* right, long rows, long cols, long width) {
+  long r = 0;
+  for (; r + kRows <= rows; r += kRows) dots_rows<kRows>(out + r * row_stride, row_stride, col_stride, left + r * width, right, cols, width);
+  for (; r < rows; ++r) dots_rows<1>(out + r * row_stride, row_stride, col_stride, left + r * width, right, cols, width);
 }
 
 }  // namespace
