@@ -36,11 +36,8 @@ void column_sums(double* sums, const float* x, Rows rows) {
   for (; row < rows.last; ++row) column_sums_of<1>(sums, x + row * rows.cols, rows.cols);
 }
 
-inline V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
-
 inline V dice_of(V x, V mean, V r, V alpha) {
-  const V p = sigmoid((x - mean) * r);
-  return p * x + alpha * (1.0f - p) * x;
+  return x * (alpha + (1.0f - alpha) * sigmoid((x - mean) * r));
 }
 
 void dice(float* y, const float* x, const float* mean, const float* r, const float* alpha, Rows rows) {

@@ -6,13 +6,12 @@ namespace densely {
 namespace LEVEL {
 namespace {
 
-/// e^x, within 2 units in the last place; 0 below -87.
-inline Vector<float> exp(Vector<float> x) {
-  const Vector<float> bounded = x < -87.0f ? Vector<float>{} - 87.0f : x > 88.0f ? Vector<float>{} + 88.0f : x;
+/// e^x for x in [-87, 88], within 2 units in the last place; NaN stays NaN.
+inline Vector<float> exp_within(Vector<float> x) {
   const float magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds to a whole number, which stands in the lowest bits
-  const Vector<float> shifted = bounded * 1.44269504f + magic;
+  const Vector<float> shifted = x * 1.44269504f + magic;
   const Vector<float> whole = shifted - magic;
-  const Vector<float> r = bounded - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts
+  const Vector<float> r = x - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts
   Vector<float> y = r * 1.9875691500e-4f + 1.3981999507e-3f;
   y = y * r + 8.3334519073e-3f;
   y = y * r + 4.1665795894e-2f;
@@ -24,9 +23,19 @@ inline Vector<float> exp(Vector<float> x) {
   bits = (bits + 127u) << 23;  // the power of two; of the magic number only the whole number is left
   Vector<float> power;
   __builtin_memcpy(&power, &bits, sizeof power);
-  const Vector<float> result = y * power;
+  return y * power;
+}
+
+inline Vector<float> bounded(Vector<float> x) { return x < -87.0f ? Vector<float>{} - 87.0f : x > 88.0f ? Vector<float>{} + 88.0f : x; }
+
+/// e^x, within 2 units in the last place; 0 below -87.
+inline Vector<float> exp(Vector<float> x) {
+  const Vector<float> result = exp_within(bounded(x));
   return x != x ? x : x < -87.0f ? Vector<float>{} : result;
 }
+
+/// 1 / (1 + e^-x).
+inline Vector<float> sigmoid(Vector<float> x) { return 1.0f / (1.0f + exp_within(bounded(-x))); }
 
 inline Vector<double> exp(Vector<double> x) {
   for (long i = 0; i < kLanes<double>; ++i) x[i] = __builtin_exp(x[i]);
