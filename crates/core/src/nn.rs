@@ -182,6 +182,17 @@ pub struct Conv {
     config: ConvConfig,
 }
 
+impl Conv {
+    /// A convolution of parameters that were made elsewhere; [`ConvConfig::bias`] is not looked at.
+    pub const fn of(weight: Tensor, bias: Option<Tensor>, config: ConvConfig) -> Self {
+        Self {
+            weight,
+            bias,
+            config,
+        }
+    }
+}
+
 fn conv(vs: &Path, outputs: i64, window: &[i64], config: ConvConfig) -> Conv {
     let fan_in: i64 = window.iter().product();
     let size: Vec<i64> = [outputs].iter().chain(window).copied().collect();
@@ -354,10 +365,7 @@ impl ModuleT for BatchNorm {
 impl BatchNorm {
     /// `dropout(relu(norm(xs)))` of `xs` `[rows, channels]`; for f32 on the CPU in one operation.
     pub fn relu_dropout_t(&self, xs: &Tensor, p: f64, train: bool) -> Tensor {
-        let fuses = fused::enabled_without_autocast(xs)
-            && [xs, &self.weight, &self.running_mean]
-                .iter()
-                .all(|xs| xs.kind() == Kind::Float)
+        let fuses = fused::enabled_for_f32(&[xs, &self.weight, &self.running_mean])
             && xs.dim() == 2
             && (!train || xs.size()[0] > 1);
         if !fuses {
@@ -396,7 +404,7 @@ pub fn dropout(xs: &Tensor, p: f64, train: bool) -> Tensor {
     if !train || p <= 0.0 {
         return xs.shallow_clone();
     }
-    let fuses = p < 1.0 && fused::enabled_without_autocast(xs) && xs.kind() == Kind::Float;
+    let fuses = p < 1.0 && fused::enabled_for_f32(&[xs]);
     if fuses && let Ok(ys) = activations::dropout(xs, p, draw_seed()) {
         return ys;
     }

@@ -384,9 +384,7 @@ impl FinalMlp {
         let (left, right) = (x.size()[1] / heads, y.size()[1] / heads);
         let weight = self.bilinear.view([heads, left, right]);
         let [of_x, of_y] = &self.linears;
-        let fuses = fused::enabled_without_autocast(x)
-            && [x, y, &weight].iter().all(|xs| xs.kind() == Kind::Float)
-            && left.max(right) <= NARROW;
+        let fuses = fused::enabled_for_f32(&[x, y, &weight]) && left.max(right) <= NARROW;
         if fuses
             && let (Some(one), Some(other)) = (&of_x.bias, &of_y.bias)
             && let Ok(logits) = fused::bilinear(x, y, &weight, [&of_x.weight, &of_y.weight])

@@ -190,9 +190,7 @@ impl Dice {
     fn fuses(&self, xs: &Tensor, batch: bool) -> bool {
         self.beta.is_none()
             && self.affine.is_none()
-            && fused::enabled_without_autocast(xs)
-            && xs.kind() == Kind::Float
-            && self.alpha.kind() == Kind::Float
+            && fused::enabled_for_f32(&[xs, &self.alpha])
             && xs.dim() == 2
             && (!batch || xs.size()[0] > 1)
     }
@@ -262,9 +260,7 @@ impl ModuleT for Nonlinear {
 
 /// `xs Wᵀ + b` over the last dimension, for f32 on the CPU by the faster of the machine's matrix products.
 pub(crate) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let fuses = fused::enabled_without_autocast(xs)
-        && [xs, weight].iter().all(|xs| xs.kind() == Kind::Float)
-        && xs.dim() == 2;
+    let fuses = fused::enabled_for_f32(&[xs, weight]) && xs.dim() == 2;
     if fuses && let Ok(ys) = fused::linear(xs, weight, bias) {
         return ys;
     }
@@ -284,8 +280,9 @@ pub(crate) fn distinct(ids: &Tensor, limit: i64) -> (Tensor, Tensor) {
 
 /// Rows `place` `[n]` of `xs` `[m, dim]`.
 pub(crate) fn repeat(xs: &Tensor, place: &Tensor) -> Tensor {
-    let fuses = fused::enabled_without_autocast(xs) && xs.kind() == Kind::Float;
-    if fuses && let Ok(ys) = rows::repeat(xs, place) {
+    if fused::enabled_for_f32(&[xs])
+        && let Ok(ys) = rows::repeat(xs, place)
+    {
         return ys;
     }
     xs.index_select(0, place)

@@ -50,6 +50,12 @@ pub fn enabled_without_autocast(xs: &Tensor) -> bool {
     enabled(xs) && !ffi::autocast_enabled(0).unwrap_or(true)
 }
 
+/// As [`enabled_without_autocast`], for operations that take f32 alone: whether all of `tensors` are that.
+pub fn enabled_for_f32(tensors: &[&Tensor]) -> bool {
+    let fits = |xs: &&Tensor| xs.kind() == Kind::Float && enabled_without_autocast(xs);
+    tensors.iter().all(fits)
+}
+
 /// Whether nobody has switched the fast paths off, by [`PlainPaths`] or `DENSELY_FAST=0`.
 pub fn wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();

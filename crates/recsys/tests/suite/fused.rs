@@ -47,6 +47,18 @@ fn the_fused_linear_layer_is_the_plain_one() {
     assert!(fused::linear(&wide, &Tensor::zeros([2, 4], tch::kind::FLOAT_CPU), None).is_err());
 }
 
+/// Parameters, buffers and, as `grad.<name>`, gradients.
+fn with_gradients(vs: &VarStore) -> Tensors {
+    let mut found = Tensors::new();
+    for (name, xs) in weights::named(vs) {
+        found.insert(name.clone(), xs.detach().copy());
+        if xs.requires_grad() {
+            found.insert(format!("grad.{name}"), xs.grad());
+        }
+    }
+    found
+}
+
 /// Parameters, buffers and gradients of two runs.
 fn assert_like(fused: &Tensors, plain: &Tensors, train: bool) {
     assert_eq!(fused.len(), plain.len());
@@ -109,14 +121,7 @@ fn fused_dice_is_plain_dice() -> Result<()> {
         (&logits * Tensor::arange(19, tch::kind::FLOAT_CPU))
             .sum(Kind::Float)
             .backward();
-        let mut found = Tensors::new();
-        for (name, xs) in weights::named(&vs) {
-            found.insert(name.clone(), xs.detach().copy());
-            if xs.requires_grad() {
-                found.insert(format!("grad.{name}"), xs.grad());
-            }
-        }
-        Ok((found, logits.detach()))
+        Ok((with_gradients(&vs), logits.detach()))
     };
     for train in [false, true] {
         let (fused, logits) = run(train)?;
@@ -392,14 +397,7 @@ fn fused_finalmlp_is_plain_finalmlp() -> Result<()> {
         });
         let logits = model.forward(&inputs, train)?;
         (&logits * drawn(3, &[150])).sum(Kind::Float).backward();
-        let mut found = Tensors::new();
-        for (name, xs) in weights::named(&vs) {
-            found.insert(name.clone(), xs.detach().copy());
-            if xs.requires_grad() {
-                found.insert(format!("grad.{name}"), xs.grad());
-            }
-        }
-        Ok((found, logits.detach()))
+        Ok((with_gradients(&vs), logits.detach()))
     };
     for train in [false, true] {
         let (fused, logits) = run(train)?;
