@@ -10,16 +10,18 @@ mod compare;
 mod fitting;
 mod recipe;
 
+use std::any::Any;
 use std::io::IsTerminal;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use densely_core::Device;
+use densely_core::{Device, Error, Result};
 use tracing_subscriber::EnvFilter;
 
 /// Deep learning on tables: train, evaluate and apply MLP-like models.
 ///
-/// Exit status: 0 the work is done, 1 it failed, 2 the arguments are wrong.
+/// Exit status: 0 the work is done, 1 it failed, 2 the arguments are wrong, 141 the reader of its output closed the pipe.
 #[derive(Debug, Parser)]
 #[command(name = "densely", version, propagate_version = true)]
 struct Cli {
@@ -73,8 +75,8 @@ enum Command {
     Serve(commands::serve::Arguments),
 }
 
-fn parse_device(text: &str) -> Result<Device, String> {
-    text.parse().map_err(|e: densely_core::Error| e.to_string())
+fn parse_device(text: &str) -> std::result::Result<Device, String> {
+    text.parse().map_err(|e: Error| e.to_string())
 }
 
 fn main() -> ExitCode {
@@ -94,8 +96,46 @@ fn main() -> ExitCode {
     if let Err(error) = densely_train::signal::install() {
         tracing::warn!("Ctrl-C will not save: {error}");
     }
+    quiet_about_closed_pipes();
+    match std::panic::catch_unwind(AssertUnwindSafe(|| run(&cli))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) if is_closed_pipe(&error) => CLOSED_PIPE.into(),
+        Ok(Err(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+        Err(panic) if is_about_closed_pipe(panic.as_ref()) => CLOSED_PIPE.into(),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// What a shell reports of a program whose reader, such as `head`, had enough.
+const CLOSED_PIPE: u8 = 141;
+
+fn is_closed_pipe(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Whether it is `println!`'s.
+fn is_about_closed_pipe(panic: &(dyn Any + Send)) -> bool {
+    let text = panic.downcast_ref::<String>();
+    text.is_some_and(|text| {
+        text.starts_with("failed printing to stdout") && text.contains("Broken pipe")
+    })
+}
+
+fn quiet_about_closed_pipes() {
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !is_about_closed_pipe(info.payload()) {
+            others(info);
+        }
+    }));
+}
+
+fn run(cli: &Cli) -> Result<()> {
     let common = &cli.common;
-    let result = match &cli.command {
+    match &cli.command {
         Command::Models(arguments) => commands::models::run(arguments, common),
         Command::Forward(arguments) => commands::forward::run(arguments, common),
         Command::Train(arguments) => commands::train::run(arguments, common),
@@ -105,12 +145,5 @@ fn main() -> ExitCode {
         Command::Ctr(command) => commands::ctr::run(command, common),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => commands::serve::run(arguments, common),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
     }
 }

@@ -241,9 +241,10 @@ fn write_text<W: Write>(
     columns: &[(String, Output)],
     header: bool,
 ) -> Result<()> {
-    let wrong = |e: csv::Error| Error::Io {
-        path: path.to_owned(),
-        source: e.into(),
+    // The system's own error, so that a closed pipe is known as one.
+    let wrong = |e: csv::Error| match e.into_kind() {
+        csv::ErrorKind::Io(source) => Error::io(path)(source),
+        other => Error::corrupt(path, format!("{other:?}")),
     };
     if header {
         let names = columns.iter().map(|(name, _)| name);

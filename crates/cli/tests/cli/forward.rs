@@ -73,7 +73,7 @@ fn outputs_and_gradients_go_through_files() {
     );
     let list: serde_json::Value =
         serde_json::from_str(&stdout(&bench.densely(&["models", "--json"]).success())).unwrap();
-    assert_eq!(list.as_array().unwrap().len(), 17);
+    assert_eq!(list.as_array().unwrap().len(), 38);
     assert_eq!(list[0]["inputs"][0]["name"], "x_num");
 }
 
@@ -133,4 +133,31 @@ fn mistakes_are_sentences() {
     weights::save(&bench.path("in.safetensors"), &missing, &BTreeMap::new()).unwrap();
     fails(&FORWARD, "`x_cat`");
     bench.densely(&with(&["--dtype", "f16"])).code(2);
+}
+
+/// As `densely … | head`: neither an error nor a panic, for what `println!` writes and for a file on standard output.
+#[test]
+fn a_reader_that_has_enough_ends_the_program_quietly() {
+    let bench = Bench::new();
+    let rows: String = (0..300).map(|row| format!("{row},{}\n", row % 3)).collect();
+    bench.write("t.csv", &format!("a,price\n{rows}"));
+    bench.fit("t.csv", &["--target", "price"]).success();
+    for words in ["models --json", "tabular predict runs/t t.csv"] {
+        let mut program = std::process::Command::new(assert_cmd::cargo::cargo_bin("densely"));
+        let mut child = program
+            .args(words.split(' '))
+            .current_dir(bench.path(""))
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(141), "{words}: {text}");
+        assert!(
+            !text.contains("error:") && !text.contains("panicked"),
+            "{words}: {text}"
+        );
+    }
 }
