@@ -19,6 +19,7 @@ pub(crate) fn all() -> Vec<Preset> {
         densely_tabular::PRESETS,
         densely_timeseries::PRESETS,
         densely_recsys::PRESETS,
+        densely_vision::PRESETS,
     ]
     .concat()
 }

@@ -85,6 +85,7 @@ fn every_preset_keeps_the_contract() -> Result<()> {
             small: small(preset.name),
             inputs,
             optional: &[],
+            any_width: &[],
         };
         if preset.name == "dice" {
             check_undrawn(&case)?;

@@ -42,6 +42,7 @@ fn case(preset: &'static registry::Preset) -> Case {
         small: small(preset.name),
         inputs: |_, rows| inputs(rows),
         optional: &[],
+        any_width: &[],
     }
 }
 

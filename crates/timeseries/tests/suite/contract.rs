@@ -65,6 +65,7 @@ fn every_preset_keeps_the_contract() -> Result<()> {
             small: small(preset.name),
             inputs,
             optional: &["mask"],
+            any_width: &[],
         })?;
     }
     Ok(())
