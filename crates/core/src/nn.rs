@@ -368,9 +368,19 @@ impl BatchNorm {
         let fuses = fused::enabled_for_f32(&[xs, &self.weight, &self.running_mean])
             && xs.dim() == 2
             && (!train || xs.size()[0] > 1);
-        if !fuses {
-            return dropout(&self.forward_t(xs, train).relu(), p, train);
+        if fuses && let Ok(ys) = self.fused_relu_dropout(xs, p, train) {
+            self.count(train);
+            return ys;
         }
+        dropout(&self.forward_t(xs, train).relu(), p, train)
+    }
+
+    fn fused_relu_dropout(
+        &self,
+        xs: &Tensor,
+        p: f64,
+        train: bool,
+    ) -> std::result::Result<Tensor, String> {
         let p = if train { p } else { 0.0 };
         let seed = if p > 0.0 { draw_seed() } else { 0 };
         let affine = [&self.weight, &self.bias];
@@ -380,14 +390,7 @@ impl BatchNorm {
             eps: self.eps,
             momentum: self.momentum,
         };
-        match activations::norm_relu(xs, affine, running, p, seed, train) {
-            Ok(ys) => {
-                self.count(train);
-                ys
-            }
-            // Shapes that do not fit: libtorch's own error is the one that its users know.
-            Err(_) => self.forward_t(xs, train),
-        }
+        activations::norm_relu(xs, affine, running, p, seed, train)
     }
 
     fn count(&self, train: bool) {
