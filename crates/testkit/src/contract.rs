@@ -149,7 +149,9 @@ fn a_batch_is_its_rows(case: &Case) -> Result<()> {
             .map(|(name, xs)| (name, xs.narrow(0, row, 1)));
         let one = forward(&case.request(), &one.collect())?.tensors;
         for (name, xs) in &both {
-            assert_close(&one[name], &xs.narrow(0, row, 1), 1e-5, 1e-6);
+            // Sums of f32 in another order: deep networks round like their largest values.
+            let largest = xs.abs().max().double_value(&[]);
+            assert_close(&one[name], &xs.narrow(0, row, 1), 1e-5, 1e-5 * largest);
         }
     }
     Ok(())
@@ -221,8 +223,9 @@ fn other_kinds_run_and_stay_near(case: &Case) -> Result<()> {
             "{}: {name}",
             case.preset.name
         );
-        assert_close(&single[name], xs, 1e-4, 1e-5);
-        assert_close(&half[name], xs, 0.1, 0.1);
+        let largest = xs.abs().max().double_value(&[]);
+        assert_close(&single[name], xs, 1e-4, 1e-5 * largest.max(1.0));
+        assert_close(&half[name], xs, 0.1, 0.1 * largest.max(1.0));
     }
     Ok(())
 }

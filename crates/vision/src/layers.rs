@@ -1,6 +1,7 @@
 //! Blocks of image models that `densely_core::nn` lacks.
 
-use densely_core::nn::{GroupNorm, parameter};
+use densely_core::Error;
+use densely_core::nn::{GroupNorm, parameter, uniform};
 use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
@@ -115,4 +116,48 @@ pub fn drop_path(xs: &Tensor, p: f64, train: bool) -> Tensor {
 pub fn pool_difference(xs: &Tensor, size: i64) -> Tensor {
     let pad = size / 2;
     xs.avg_pool2d([size, size], [1, 1], [pad, pad], false, false, None::<i64>) - xs
+}
+
+/// A convolution with a window of any height and width, both odd, that keeps the map's size.
+#[derive(Debug)]
+pub struct RectConv {
+    /// `[out, in/groups, height, width]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+    groups: i64,
+}
+
+/// A [`RectConv`] of a weight of this size; weight and bias start at U(±1/√fan-in), as `torch.nn.Conv2d` starts them.
+pub fn rect_conv(vs: &Path, size: [i64; 4], groups: i64, bias: bool) -> RectConv {
+    let bound = 1.0 / ((size[1] * size[2] * size[3]) as f64).sqrt();
+    RectConv {
+        weight: parameter(vs, "weight", &uniform(&size, bound)),
+        bias: bias.then(|| parameter(vs, "bias", &uniform(&size[..1], bound))),
+        groups,
+    }
+}
+
+impl Module for RectConv {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let window = self.weight.size();
+        let padding = [window[2] / 2, window[3] / 2];
+        xs.conv2d(
+            &self.weight,
+            self.bias.as_ref(),
+            [1, 1],
+            padding,
+            [1, 1],
+            self.groups,
+        )
+    }
+}
+
+/// What to say of an input that a model needs and did not get.
+pub(crate) fn absent(name: &str) -> Error {
+    Error::Shape {
+        what: name.to_owned(),
+        expected: "a tensor".to_owned(),
+        got: "none".to_owned(),
+    }
 }

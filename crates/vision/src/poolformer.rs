@@ -18,7 +18,7 @@ use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
 use crate::layers::{
-    PictureNorm, PixelNorm, ScaledGroupNorm, StarRelu, drop_path, normal, pixel_norm,
+    PictureNorm, PixelNorm, ScaledGroupNorm, StarRelu, absent, drop_path, normal, pixel_norm,
     pool_difference, star_relu,
 };
 
@@ -614,11 +614,7 @@ impl PoolFormer {
 impl Model for PoolFormer {
     fn forward_named(&self, inputs: &Tensors, train: bool) -> Result<Tensors> {
         let [image] = take_inputs(inputs, ["image"])?;
-        let image = image.ok_or_else(|| Error::Shape {
-            what: "image".to_owned(),
-            expected: "a tensor".to_owned(),
-            got: "none".to_owned(),
-        })?;
+        let image = image.ok_or_else(|| absent("image"))?;
         if self.config.features {
             let maps = self.features(image, train)?.into_iter().enumerate();
             return Ok(maps.map(|(i, map)| (format!("stage{i}"), map)).collect());

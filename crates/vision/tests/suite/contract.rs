@@ -3,11 +3,17 @@
 use densely_core::registry::parse_config;
 use densely_core::{Result, Tensors, seeded};
 use densely_testkit::contract::{Case, check, refusal};
-use densely_vision::{PRESETS, PoolFormerConfig};
+use densely_vision::{MaximConfig, PRESETS, PoolFormerConfig, StripMlpConfig};
 use serde_json::{Value, json};
 use tch::Tensor;
 
 fn small(name: &str) -> Value {
+    if name.contains("maxim") {
+        return json!({ "features": 16, "channels_reduction": 2, "num_groups": 1, "num_bottleneck_blocks": 1, "block_size_hr": 2, "block_size_lr": 1 });
+    }
+    if name.contains("strip") {
+        return json!({ "img_size": 32, "embed_dim": 8, "layers": [1, 2, 1, 1], "num_classes": 7, "drop_path_rate": 0.5 });
+    }
     let mut config = json!({ "layers": [1, 2, 1, 1], "embed_dims": [4, 6, 8, 10], "num_classes": 7, "drop_path_rate": 0.5 });
     if !name.contains("v2") {
         // At their first values layer scales hide what the blocks do.
@@ -16,8 +22,13 @@ fn small(name: &str) -> Value {
     config
 }
 
-fn inputs(_: &Value, rows: i64) -> Tensors {
-    let image = seeded(1, || Tensor::randn([rows, 3, 33, 50], tch::kind::FLOAT_CPU));
+fn inputs(small: &Value, rows: i64) -> Tensors {
+    let [height, width] = small["img_size"]
+        .as_i64()
+        .map_or([33, 50], |side| [side; 2]);
+    let image = seeded(1, || {
+        Tensor::randn([rows, 3, height, width], tch::kind::FLOAT_CPU)
+    });
     Tensors::from([("image".to_owned(), image)])
 }
 
@@ -29,7 +40,11 @@ fn every_preset_keeps_the_contract() -> Result<()> {
             small: small(preset.name),
             inputs,
             optional: &[],
-            any_width: &["image"],
+            any_width: if preset.name.contains("strip") {
+                &[]
+            } else {
+                &["image"]
+            },
         })?;
     }
     Ok(())
@@ -38,8 +53,15 @@ fn every_preset_keeps_the_contract() -> Result<()> {
 #[test]
 fn macs_are_those_of_the_config() -> Result<()> {
     for preset in PRESETS {
-        let config = parse_config::<PoolFormerConfig>(&(preset.config)())?;
-        assert_eq!(config.macs(224), preset.macs, "{}", preset.name);
+        let config = (preset.config)();
+        let macs = if preset.name.contains("maxim") {
+            parse_config::<MaximConfig>(&config)?.macs(256, 256)
+        } else if preset.name.contains("strip") {
+            parse_config::<StripMlpConfig>(&config)?.macs()
+        } else {
+            parse_config::<PoolFormerConfig>(&config)?.macs(224)
+        };
+        assert_eq!(macs, preset.macs, "{}", preset.name);
     }
     Ok(())
 }
@@ -83,6 +105,23 @@ fn wrong_configs_are_errors_that_name_the_field() {
             "unknown variant `attention`",
         ),
         ("poolformer_s12", json!({ "layerz": [1] }), "`layerz`"),
+        (
+            "maxim_s2",
+            json!({ "features": 30 }),
+            "`features`: must be a multiple of channels_reduction",
+        ),
+        ("maxim_s2", json!({ "block_size_lr": 0 }), "`block_size_lr`"),
+        (
+            "strip_mlp_t",
+            json!({ "img_size": 100 }),
+            "`img_size`: must be a multiple of 32",
+        ),
+        (
+            "strip_mlp_t",
+            json!({ "embed_dim": 12 }),
+            "`embed_dim`: must be a multiple of 8",
+        ),
+        ("strip_mlp_t", json!({ "layers": [1, 1, 0, 1] }), "`layers`"),
     ] {
         let message = refusal(PRESETS, name, &config);
         assert!(message.contains(part), "{message}");

@@ -1,4 +1,7 @@
 //! Tests that go through the crate's public doors.
 
 mod contract;
+mod drawn;
 mod goldens;
+mod maxim;
+mod strip_mlp;

@@ -1,0 +1,41 @@
+//! Weights and pictures that a formula gives, as the golden scripts of large networks have them, and what is kept of gradients.
+
+use densely_core::weights;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+pub(crate) fn places(count: usize) -> Tensor {
+    Tensor::arange(count as i64, (Kind::Double, Device::Cpu))
+}
+
+/// The formula's values of every parameter and running statistic.
+pub(crate) fn draw(vs: &VarStore) {
+    let _no_grad = tch::no_grad_guard();
+    let named = weights::named(vs).into_iter();
+    for (k, (name, mut xs)) in named.filter(|(_, xs)| xs.is_floating_point()).enumerate() {
+        let i = places(xs.numel());
+        let d: Tensor = (&i * 0.37 * i.sqrt() + k as f64).sin();
+        let weight = name.ends_with("weight");
+        let drawn = if weight && xs.dim() > 1 {
+            let fan_in = xs.numel() as f64 / xs.size()[0] as f64;
+            d / fan_in.sqrt()
+        } else if weight || name.ends_with("running_var") {
+            d * 0.3 + 1.0
+        } else {
+            d * 0.1
+        };
+        xs.copy_(&drawn.view_as(&xs));
+    }
+}
+
+/// Σ g · sin(0.3 i + 1) and Σ |g|.
+pub(crate) fn two_numbers(grad: &Tensor) -> Tensor {
+    let wave = (places(grad.numel()) * 0.3 + 1.0)
+        .sin()
+        .to_kind(grad.kind());
+    let flat = grad.flatten(0, -1);
+    Tensor::stack(
+        &[(&flat * wave).sum(grad.kind()), flat.abs().sum(grad.kind())],
+        0,
+    )
+}
