@@ -37,9 +37,10 @@ use crate::optim::OptimizerState;
 use crate::schedule::{PlateauState, Schedule};
 pub use folder::read_log;
 use folder::{
-    CONFIG, Config, ENV, FORMAT_VERSION, LOG, Log, MODEL, OPTIMIZER, PREPROCESS, STATE, State,
-    TIMING, check_config, hash, lock, make_folder, offer, read_text, recover, remove, remove_file,
-    rename, seconds_so_far, settle_best, sha256_of, sync, to_toml, verify, warn_if_elsewhere,
+    CONFIG, Config, ENV, FORMAT_VERSION, LOG, Lock, Log, MODEL, OPTIMIZER, PREPROCESS, STATE,
+    State, TIMING, check_config, hash, lock, make_folder, offer, read_text, recover, remove,
+    remove_file, rename, seconds_so_far, settle_best, sha256_of, sync, to_toml, verify,
+    warn_if_elsewhere,
 };
 pub use kept::Kept;
 pub use options::{FitOptions, ResumeFrom, RunOptions};
@@ -116,7 +117,7 @@ pub struct Run {
     saved: Instant,
     epoch_started: Instant,
     waited: Duration,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Run {
@@ -237,7 +238,7 @@ impl Run {
         config: &Config,
         env: &Env,
         options: RunOptions,
-        lock: File,
+        lock: Lock,
     ) -> Result<Self> {
         for leftover in ["last.tmp", "best.tmp", "best.old", "best", "discarded.tmp"] {
             remove(&dir.join(leftover))?;

@@ -131,9 +131,21 @@ impl Write for HashWriter<'_> {
     }
 }
 
+/// A folder that is taken.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file alone would leave the lock to a program that is just being started, which has a copy of the open file until it
+        // runs. A destructor has nobody to tell of an error, and the system frees the lock at the end in any case.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Takes the folder for this process. The system frees the lock when the process ends in whatever way, so there are
 /// no stale locks; the number in the file is for messages.
-pub(super) fn lock(dir: &Path) -> Result<File> {
+pub(super) fn lock(dir: &Path) -> Result<Lock> {
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let path = dir.join("lock");
     let file = OpenOptions::new()
@@ -164,7 +176,7 @@ pub(super) fn lock(dir: &Path) -> Result<File> {
     }
     file.set_len(0).map_err(Error::io(&path))?;
     writeln!(file, "{}", std::process::id()).map_err(Error::io(&path))?;
-    Ok(file)
+    Ok(Lock(file))
 }
 
 pub(super) struct Config {
