@@ -206,30 +206,14 @@ impl Module for Rdcab {
     }
 }
 
+/// Pairs of mixing and an attention A, with what enters added again.
 #[derive(Debug)]
-struct Body {
+struct Body<A> {
     input: Conv,
-    groups: Vec<(Mixing, Rcab)>,
+    groups: Vec<(Mixing, A)>,
 }
 
-impl Module for Body {
-    fn forward(&self, xs: &Tensor) -> Tensor {
-        let long = self.input.forward(xs);
-        let groups = self.groups.iter();
-        let deep = groups.fold(long.shallow_clone(), |xs, (mixing, attention)| {
-            attention.forward(&mixing.forward(&xs))
-        });
-        deep + long
-    }
-}
-
-#[derive(Debug)]
-struct Bottleneck {
-    input: Conv,
-    groups: Vec<(Mixing, Rdcab)>,
-}
-
-impl Module for Bottleneck {
+impl<A: Module> Module for Body<A> {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let long = self.input.forward(xs);
         let groups = self.groups.iter();
@@ -347,7 +331,7 @@ impl Resize {
 
 #[derive(Debug)]
 struct Encoder {
-    body: Body,
+    body: Body<Rcab>,
     cross: Option<CrossGate>,
     down: Conv,
 }
@@ -362,7 +346,7 @@ enum Output {
 struct Decoder {
     resizes: [Resize; LEVELS],
     up: Up,
-    body: Body,
+    body: Body<Rcab>,
     output: Output,
 }
 
@@ -370,7 +354,7 @@ struct Decoder {
 struct Stage {
     inputs: [(Conv, Option<CrossGate>); LEVELS],
     encoders: [Encoder; LEVELS],
-    bottlenecks: Vec<Bottleneck>,
+    bottlenecks: Vec<Body<Rdcab>>,
     /// From the smallest scale up.
     gates: Vec<([Resize; LEVELS], CrossGate)>,
     decoders: Vec<Decoder>,

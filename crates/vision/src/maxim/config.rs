@@ -7,8 +7,8 @@ use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Axis, Body, Bottleneck, ChannelAttention, CrossGate, Decoder, Encoder, Gate, Gmlp, Half,
-    LEVELS, Maxim, Mixing, Output, Rcab, Rdcab, Resize, Sam, Stage, Up,
+    Axis, Body, ChannelAttention, CrossGate, Decoder, Encoder, Gate, Gmlp, Half, LEVELS, Maxim,
+    Mixing, Output, Rcab, Rdcab, Resize, Sam, Stage, Up,
 };
 use crate::layers::normal;
 
@@ -284,7 +284,7 @@ impl MaximConfig {
     }
 
     /// The pairs of a block; digits are glued as in the released names.
-    fn body(&self, vs: &Path, inputs: i64, level: usize) -> Body {
+    fn body(&self, vs: &Path, inputs: i64, level: usize) -> Body<Rcab> {
         let width = self.width(level);
         let groups = (0..self.num_groups).map(|group| {
             let mixing = mixing(
@@ -307,7 +307,7 @@ impl MaximConfig {
         }
     }
 
-    fn bottleneck(&self, vs: &Path) -> Bottleneck {
+    fn bottleneck(&self, vs: &Path) -> Body<Rdcab> {
         let width = self.width(2);
         let groups = (0..self.num_groups).map(|group| {
             let mixing = mixing(
@@ -324,7 +324,7 @@ impl MaximConfig {
             };
             (mixing, attention)
         });
-        Bottleneck {
+        Body {
             groups: groups.collect(),
             input: conv(&(vs / "input_proj"), width, width, 1),
         }
