@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod calendar;
 pub mod dataset;
+pub mod image;
 mod matrix;
 pub mod preprocess;
 pub mod quantile;
@@ -15,6 +16,7 @@ pub mod write;
 
 pub use batches::{Batches, RowBatch};
 pub use dataset::{Batch, Dataset, Order};
+pub use image::Image;
 pub use preprocess::{NumericTransform, PreprocessConfig, Preprocessor};
 pub use rows::{RowEncoder, Rows};
 pub use schema::{Role, Schema, SchemaOptions, Task};
