@@ -2,7 +2,7 @@
 
 Reference: the released JAX code, `maxim/models/maxim.py` of github.com/google-research/maxim (commit 3c82651), which is in no package: set MAXIM
 to a checkout and run this in an environment of its own with jax==0.10.2, flax==0.12.8, einops and torch; else the script says so and leaves the files
-as they are. Parameters have the names of the released archives with `.` for `/`, and torch's layouts (see `to_torch`, which also converts archives).
+as they are. Parameters have the names of the released archives with `.` for `/`, and torch's layouts (by `python/convert_maxim.py`).
 
 Networks are too large for their weights to be files: the k-th parameter of the sorted names is drawn by its places i,
 
@@ -26,6 +26,9 @@ import numpy as np
 import torch
 from common import goldens, save, setup, versions
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from convert_maxim import to_torch, torch_name  # noqa: E402
+
 try:
     import flax
     import jax
@@ -48,20 +51,6 @@ def reference():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.MAXIM
-
-
-def torch_name(path: str) -> str:
-    *parts, leaf = path.split("/")
-    return ".".join([*parts, {"kernel": "weight", "scale": "weight", "bias": "bias"}[leaf]])
-
-
-def to_torch(path: str, value: np.ndarray) -> np.ndarray:
-    """Convolution (h, w, in, out) → (out, in, h, w); transposed convolution → (in, out, h, w), turned by half a circle; layer (in, out) → (out, in)."""
-    if not path.endswith("kernel"):
-        return value
-    if "ConvTranspose" in path:
-        return value[::-1, ::-1].transpose(2, 3, 0, 1)
-    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
 
 
 def from_torch(path: str, value: np.ndarray) -> np.ndarray:

@@ -25,7 +25,23 @@ pub(crate) struct Dataset {
     pub(crate) licence_note: String,
     #[serde(default)]
     pub(crate) citation: String,
+    #[serde(default)]
     pub(crate) files: Vec<DataFile>,
+    /// Folders of many files; they become `files` when the set is read.
+    #[serde(default)]
+    folders: Vec<DataFolder>,
+}
+
+/// A folder of files that are fetched one by one. Beside the set's TOML, `<name>.sums` has a line for each: SHA-256, bytes, and path in the data set's folder.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataFolder {
+    /// In the data set's folder of the cache.
+    path: String,
+    /// In the folder that `DENSELY_DATA_MIRROR` names.
+    mirror: String,
+    /// Address of the folder; a file's name is put behind it.
+    url: String,
 }
 
 /// One file of a data set.
@@ -135,16 +151,24 @@ pub(crate) fn find(name: &str) -> Result<Dataset> {
 fn read(path: &Path) -> Result<Dataset> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read {}", shell::shown(path)))?;
+    let sums = match std::fs::read_to_string(path.with_extension("sums")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read.with_context(|| format!("cannot read the sums of {}", shell::shown(path)))?,
+    };
     parse(
         &text,
+        &sums,
         &path.file_stem().unwrap_or_default().to_string_lossy(),
     )
     .with_context(|| format!("{} is not a data set", shell::shown(path)))
 }
 
 /// Reads and checks a data set whose file is `<stem>.toml`.
-fn parse(text: &str, stem: &str) -> Result<Dataset> {
-    let set: Dataset = toml::from_str(text)?;
+fn parse(text: &str, sums: &str, stem: &str) -> Result<Dataset> {
+    let mut set: Dataset = toml::from_str(text)?;
+    for line in sums.lines().filter(|line| !line.is_empty()) {
+        set.files.push(listed(line, &set.folders)?);
+    }
     if set.name != stem {
         bail!("its name {:?} is not the file's name {stem:?}", set.name);
     }
@@ -178,6 +202,39 @@ fn parse(text: &str, stem: &str) -> Result<Dataset> {
         }
     }
     Ok(set)
+}
+
+/// The file of a line of sums.
+fn listed(line: &str, folders: &[DataFolder]) -> Result<DataFile> {
+    let mut words = line.split_whitespace();
+    let (Some(sha256), Some(bytes), Some(path), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        bail!("its sums have the line {line:?}, which is not SHA-256, bytes and path");
+    };
+    let folder = folders.iter().find_map(|folder| {
+        let name = path.strip_prefix(&folder.path)?.strip_prefix('/')?;
+        Some((folder, name))
+    });
+    let Some((folder, name)) = folder else {
+        bail!("its sums have {path}, which is in none of its folders");
+    };
+    Ok(DataFile {
+        path: path.to_owned(),
+        bytes: bytes
+            .parse()
+            .with_context(|| format!("its sums have {bytes:?} for the bytes of {path}"))?,
+        sha256: sha256.to_owned(),
+        table: None,
+        unpack: false,
+        mirror: format!("{}/{name}", folder.mirror),
+        sources: vec![Source::Http {
+            url: format!("{}/{name}", folder.url),
+            archive_sha256: None,
+            member: None,
+            inner: None,
+        }],
+    })
 }
 
 impl Dataset {
@@ -362,7 +419,7 @@ sources = [{ type = "http", url = "http://127.0.0.1:9/a.csv" }]
 "#;
 
     fn complaint(text: &str) -> String {
-        parse(text, "set").map_or_else(|error| format!("{error:#}"), |_| "fine".to_owned())
+        parse(text, "", "set").map_or_else(|error| format!("{error:#}"), |_| "fine".to_owned())
     }
 
     #[test]
@@ -395,7 +452,7 @@ sources = [{ type = "own", from = "take a.csv out of the bundle" }]
 
     #[test]
     fn a_file_of_the_user_is_taken_if_it_is_the_one_that_is_meant() -> Result<()> {
-        let set = parse(OWN, "set")?;
+        let set = parse(OWN, "", "set")?;
         assert!(set.needs_a_person());
         let without = OWN.replace("table = ", "# ");
         assert!(complaint(&without).contains("neither a SHA-256 nor a table"));
@@ -435,6 +492,7 @@ sources = [{ type = "own", from = "take a.csv out of the bundle" }]
         );
         let known = parse(
             &OWN.replace("table = { columns = 2, rows = 1 }", &known),
+            "",
             "set",
         )?;
         let file = known.files.first().context("one file")?;
@@ -466,7 +524,7 @@ sources = [{ type = "own", from = "take a.csv out of the bundle" }]
 
     #[test]
     fn files_are_judged_by_size_and_hash() -> Result<()> {
-        let set = parse(GOOD, "set")?;
+        let set = parse(GOOD, "", "set")?;
         let folder = tempfile::tempdir()?;
         let file = set.files.first().context("one file")?;
         assert_eq!(file.state(folder.path(), true), State::Missing);
@@ -501,7 +559,7 @@ sources = [{ type = "own", from = "take a.csv out of the bundle" }]
 
     #[test]
     fn offline_without_a_copy_says_where_to_put_the_file() -> Result<()> {
-        let set = parse(GOOD, "set")?;
+        let set = parse(GOOD, "", "set")?;
         let folder = tempfile::tempdir()?;
         let file = set.files.first().context("one file")?;
         let text = fetch::get_file("set", file, folder.path(), true)
@@ -510,6 +568,32 @@ sources = [{ type = "own", from = "take a.csv out of the bundle" }]
             text.contains("set/a.csv") && text.contains("DENSELY_DATA_MIRROR"),
             "{text}"
         );
+        Ok(())
+    }
+
+    #[test]
+    fn sums_become_files_of_their_folders() -> Result<()> {
+        let head = "name = \"set\"\ntitle = \"t\"\nlicence = \"l\"\n";
+        let text = format!(
+            "{head}[[folders]]\npath = \"train\"\nmirror = \"m/train\"\nurl = \"https://example.org/d\"\n"
+        );
+        let sums = format!("{} 12 train/1.png\n", "ab".repeat(32));
+        let set = parse(&text, &sums, "set")?;
+        let file = &set.files[0];
+        assert_eq!((set.files.len(), file.bytes), (1, 12));
+        assert_eq!(
+            (&*file.path, &*file.mirror),
+            ("train/1.png", "m/train/1.png")
+        );
+        assert_eq!(file.sources[0].shown(), "https://example.org/d/1.png");
+        let wrong = |sums: &str| match parse(&text, sums, "set") {
+            Ok(_) => "fine".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(wrong("ab train/1.png").contains("not SHA-256, bytes and path"));
+        assert!(wrong("ab 1 test/1.png").contains("none of its folders"));
+        assert!(wrong("ab 1 train/1.png").contains("not a SHA-256"));
+        assert!(wrong(&sums.replace("train/1", "train/../1")).contains(".."));
         Ok(())
     }
 }

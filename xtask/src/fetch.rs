@@ -100,12 +100,15 @@ fn put(set: &str, file: &DataFile, data: &Path, new: &Path, scratch: &Path) -> R
     }
 }
 
+fn gzipped(name: &Path) -> bool {
+    name.extension().is_some_and(|ending| ending == "gz")
+}
+
 pub(crate) fn copy_checked(from: &Path, to: &Path, file: &DataFile) -> Result<()> {
     let input =
         std::fs::File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
     // A mirror may keep a file compressed that its source has plain.
-    let packed = |name: &Path| name.extension().is_some_and(|ending| ending == "gz");
-    let input: Box<dyn Read> = if packed(from) && !packed(Path::new(&file.path)) && !file.unpack {
+    let input: Box<dyn Read> = if gzipped(from) && !gzipped(Path::new(&file.path)) && !file.unpack {
         Box::new(GzDecoder::new(input))
     } else {
         Box::new(input)
@@ -184,7 +187,12 @@ fn fetch(source: &Source, file: &DataFile, new: &Path, scratch: &Path, data: &Pa
             inner,
         } => {
             // Outside the scratch folder, so that a broken download goes on next time.
-            let to = data.join(".downloads").join(cache::sha256(url.as_bytes()));
+            let mut to = data.join(".downloads").join(cache::sha256(url.as_bytes()));
+            // What is kept plain may be given out compressed; its hash is then that of what comes out.
+            let packed = gzipped(Path::new(url)) && !gzipped(Path::new(&file.path)) && !file.unpack;
+            if packed && member.is_none() {
+                to.set_extension("gz");
+            }
             if let Some(member) = member {
                 download::fetch(
                     url,
@@ -201,8 +209,8 @@ fn fetch(source: &Source, file: &DataFile, new: &Path, scratch: &Path, data: &Pa
                     url,
                     &to,
                     Expected {
-                        sha256: file.hash(),
-                        bytes: file.size(),
+                        sha256: file.hash().filter(|_| !packed),
+                        bytes: file.size().filter(|_| !packed),
                     },
                     true,
                 )?;

@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use densely_core::{Device, Error, Result};
 use tracing_subscriber::EnvFilter;
 
-/// Deep learning on tables: train, evaluate and apply MLP-like models.
+/// Deep learning with MLP-like models on tables, series, clicks and pictures: train, evaluate, apply.
 ///
 /// Exit status: 0 the work is done, 1 it failed, 2 the arguments are wrong, 141 the reader of its output closed the pipe.
 #[derive(Debug, Parser)]
@@ -70,6 +70,11 @@ enum Command {
     /// Fit, evaluate and apply click models on your own CSV or Parquet, and rank candidates.
     #[command(subcommand)]
     Ctr(commands::ctr::Command),
+    /// Train, evaluate and apply classifiers on your own pictures.
+    #[command(subcommand)]
+    Vision(commands::vision::Command),
+    /// Take noise, blur or rain out of pictures of any size.
+    Restore(commands::restore::Arguments),
     /// Answer prediction requests over HTTP with a fitted run.
     #[cfg(feature = "serve")]
     Serve(commands::serve::Arguments),
@@ -143,6 +148,8 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Tabular(command) => commands::tabular::run(command, common),
         Command::Forecast(command) => commands::forecast::run(command, common),
         Command::Ctr(command) => commands::ctr::run(command, common),
+        Command::Vision(command) => commands::vision::run(command, common),
+        Command::Restore(arguments) => commands::restore::run(arguments, common),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => commands::serve::run(arguments, common),
     }

@@ -13,7 +13,14 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 /// Domains whose recipes train.
-const DOMAINS: [&str; 4] = ["tabular", "timeseries", FORECAST, "recsys"];
+const DOMAINS: [&str; 6] = [
+    "tabular",
+    "timeseries",
+    FORECAST,
+    "recsys",
+    "vision",
+    "restoration",
+];
 /// The domain of own tables of series, whose settings are those of `densely forecast fit`.
 const FORECAST: &str = "forecast";
 /// Keys of `[data]` that are not the domain's: where the rows come from.
@@ -212,8 +219,22 @@ impl Recipe {
             let tune = table.contains_key("tune").then_some("tune.trials=2");
             let changes = ["train.epochs=1", "train.patience=1", "seeds=[0]"];
             let domain = table.get("domain").and_then(Value::as_str);
-            let few = (domain == Some(FORECAST)).then_some("forecast.epoch_windows=512");
-            for change in changes.into_iter().chain(tune).chain(few) {
+            let few: &[&str] = match domain {
+                Some(FORECAST) => &["forecast.epoch_windows=512"],
+                Some("vision") => &[
+                    "data.train_limit=512",
+                    "data.test_limit=512",
+                    "train.schedule.warmup_steps=0",
+                ],
+                Some("restoration") => &[
+                    "train.epoch_squares=16",
+                    "data.test_limit=2",
+                    "train.schedule.warmup_steps=0",
+                ],
+                _ => &[],
+            };
+            let changes = changes.into_iter().chain(tune);
+            for change in changes.chain(few.iter().copied()) {
                 set(&mut table, change)?;
             }
         }
@@ -317,6 +338,24 @@ impl Recipe {
         let files = take(&mut data, &["file", "make"], path)?;
         let settings = settings(data, self.model.clone(), self.train.clone(), path)?;
         Ok((files, settings))
+    }
+
+    /// The settings with `changes`, for domains whose `[data]` names its files itself.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with TOML's own words for an unknown or ill-typed setting.
+    pub(crate) fn plain_settings<T: DeserializeOwned>(
+        &self,
+        changes: &Changes,
+        path: &Path,
+    ) -> Result<T> {
+        let mut data = self.data.clone();
+        data.remove("dataset");
+        let mut train = self.train.clone();
+        merge(&mut data, changes.data.clone());
+        merge(&mut train, changes.train.clone());
+        let model = changes.model.as_ref().unwrap_or(&self.model);
+        settings(data, model.clone(), train, path)
     }
 
     /// The settings with another model and changes of the training.
@@ -432,6 +471,24 @@ fn merge(base: &mut Table, changes: Table) {
             }
         }
     }
+}
+
+/// `settings` with `changes` of the form `key.key=value`.
+///
+/// # Errors
+/// [`Error::Config`] for a change that is not one, or that does not fit.
+pub(crate) fn changed<T: Serialize + DeserializeOwned>(
+    settings: &T,
+    changes: &[String],
+) -> Result<T> {
+    let mut table =
+        Table::try_from(settings).map_err(|e| Error::config("settings", e.to_string()))?;
+    for change in changes {
+        set(&mut table, change)?;
+    }
+    table
+        .try_into()
+        .map_err(|e: toml::de::Error| Error::config("settings", sentence(&e)))
 }
 
 /// Applies `key.key=value`, where the value is TOML; a word without quotes is a text.

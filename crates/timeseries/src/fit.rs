@@ -16,6 +16,7 @@ use densely_train::metrics::Metric;
 use densely_train::optim::{AdamConfig, OptimConfig};
 pub use densely_train::run::FitOptions;
 use densely_train::schedule::ScheduleConfig;
+use densely_train::training::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::nn::{Path as VarPath, VarStore};
@@ -25,7 +26,7 @@ use crate::linear::{LinearConfig, Ridge, seasonal_naive};
 use crate::models::PRESETS;
 use crate::panel::{Blocks, Panel, Parts, Scaler, Windows};
 use crate::patch_tsmixer::{Head, PatchTsMixerConfig};
-use crate::training::{Loop, Task};
+use crate::training::{of_windows, training};
 use crate::tsmixer::TsMixerConfig;
 
 /// The settings of one fit.
@@ -481,19 +482,19 @@ pub fn train(
         lookback: data.lookback,
         horizon: data.horizon,
     };
-    let training = Loop {
-        train,
-        options,
-        start,
-        time_budget: 0.0,
-    };
     let task = WideTask {
         model: &*model,
         prepared,
         train,
         seed: options.seed,
     };
-    let found = training.run(&task, &vs, settings, json!(pipeline).to_string(), observe)?;
+    let found = training(train, options, start, 0.0).run(
+        &task,
+        &vs,
+        settings,
+        json!(pipeline).to_string(),
+        observe,
+    )?;
     let valid = evaluate(&*model, &prepared.valid, train.eval_batch_size)?;
     Ok(Trained {
         model,
@@ -518,24 +519,19 @@ impl Task for WideTask<'_> {
     /// Past and future.
     type Batch = (Tensor, Tensor);
 
-    fn windows(&self) -> u64 {
-        self.prepared.train.len() as u64
+    fn steps(&self) -> u64 {
+        (self.prepared.train.len() as u64).div_ceil(self.train.batch_size as u64)
     }
 
-    fn order(&self, epoch: u64) -> Vec<i64> {
-        permutations(
-            self.prepared.train.len() as usize,
-            Order::Shared,
-            self.seed,
-            epoch,
-        )
+    fn epoch(&self, epoch: u64, skip: u64) -> Result<impl Iterator<Item = Result<Self::Batch>>> {
+        let windows = &self.prepared.train;
+        let order = permutations(windows.len() as usize, Order::Shared, self.seed, epoch);
+        Ok(of_windows(order, self.train.batch_size, skip, |numbers| {
+            windows.batch(numbers)
+        }))
     }
 
-    fn batch(&self, numbers: &[i64]) -> Result<Self::Batch> {
-        self.prepared.train.batch(numbers)
-    }
-
-    fn loss(&self, (past, future): &Self::Batch) -> Result<Tensor> {
+    fn loss(&self, (past, future): &Self::Batch, _step: u64, _piece: u64) -> Result<Tensor> {
         Ok(self
             .train
             .loss

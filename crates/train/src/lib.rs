@@ -4,6 +4,7 @@
 extern crate self as densely_train;
 
 pub mod amp;
+pub mod average;
 pub mod calibration;
 pub mod event;
 pub mod graph;
@@ -17,6 +18,7 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod signal;
+pub mod training;
 pub mod tune;
 
 pub use amp::GradScaler;

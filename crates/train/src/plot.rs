@@ -11,6 +11,8 @@ use tch::{Kind, Tensor};
 
 use crate::run::read_log;
 
+pub mod grid;
+
 /// Title and axis names; give units in brackets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Axes {

@@ -3,6 +3,8 @@
 mod ctr;
 pub(super) mod forecast;
 mod panel;
+mod restoration;
+mod vision;
 
 use std::path::{Path, PathBuf};
 
@@ -65,6 +67,8 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         "timeseries" => forecast::run(arguments, &recipe, common),
         "recsys" => ctr::run(arguments, &recipe, common),
         "forecast" => panel::run(arguments, &recipe, common),
+        "vision" => vision::run(arguments, &recipe, common),
+        "restoration" => restoration::run(arguments, &recipe, common),
         _ => run_tabular(arguments, &recipe, common),
     }
 }

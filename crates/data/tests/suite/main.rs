@@ -8,7 +8,11 @@
 
 mod batches;
 mod joins;
+#[cfg(feature = "image")]
+mod picture_files;
+mod picture_sets;
 mod preprocess;
+mod resizing;
 mod rows;
 mod splits;
 mod tables;

@@ -10,6 +10,7 @@ use densely_data::table::Table;
 pub use densely_train::event::Event;
 use densely_train::machine::{peak_rss_mb, step_seed};
 pub use densely_train::run::FitOptions;
+use densely_train::training::Task;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -27,7 +28,7 @@ use super::stamps::DAY;
 use super::windows::{Batch, Scale, Store, Windows};
 use crate::fit::Loss;
 use crate::linear::seasonal_naive;
-use crate::training::{Loop, Task};
+use crate::training::{of_windows, training};
 
 /// A table made ready for a fit.
 #[derive(Debug)]
@@ -478,17 +479,12 @@ pub fn fit(
     } = prepared;
     let vs = VarStore::new(store.device());
     let network = seeded(step_seed(options.seed, u64::MAX), || pipeline.network(&vs))?;
-    let training = Loop {
-        train: &settings.train,
-        options,
-        start,
-        time_budget: settings.time_budget,
-    };
     let task = PanelTask {
         network: &network,
         prepared,
         seed: options.seed,
     };
+    let training = training(&settings.train, options, start, settings.time_budget);
     let found = training.run(&task, &vs, settings, json!(pipeline).to_string(), observe)?;
     Ok(Outcome {
         parameters: found.parameters,
@@ -512,26 +508,27 @@ struct PanelTask<'a> {
 impl Task for PanelTask<'_> {
     type Batch = Batch;
 
-    fn windows(&self) -> u64 {
+    fn steps(&self) -> u64 {
         let Prepared {
             train, settings, ..
         } = self.prepared;
-        train.len().min(settings.epoch_windows) as u64
+        let windows = train.len().min(settings.epoch_windows) as u64;
+        windows.div_ceil(settings.train.batch_size as u64)
     }
 
-    fn order(&self, epoch: u64) -> Vec<i64> {
+    fn epoch(&self, epoch: u64, skip: u64) -> Result<impl Iterator<Item = Result<Batch>>> {
         let Prepared {
-            train, settings, ..
+            train,
+            settings,
+            store,
+            ..
         } = self.prepared;
-        order(train.len(), settings.epoch_windows, self.seed, epoch)
+        let order = order(train.len(), settings.epoch_windows, self.seed, epoch);
+        let batch = |numbers: &[i64]| Ok(store.batch(&train.places(numbers)));
+        Ok(of_windows(order, settings.train.batch_size, skip, batch))
     }
 
-    fn batch(&self, numbers: &[i64]) -> Result<Batch> {
-        let Prepared { train, store, .. } = self.prepared;
-        Ok(store.batch(&train.places(numbers)))
-    }
-
-    fn loss(&self, batch: &Batch) -> Result<Tensor> {
+    fn loss(&self, batch: &Batch, _step: u64, _piece: u64) -> Result<Tensor> {
         loss(self.network, batch, &self.prepared.settings)
     }
 

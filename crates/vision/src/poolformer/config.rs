@@ -85,6 +85,8 @@ pub struct PoolFormerConfig {
     pub head_order: HeadOrder,
     /// Whether it gives the maps of the four stages instead of logits: no head, and in version 1 a norm of each map.
     pub features: bool,
+    /// Whether the maps of version 1 are normed; timm gives them without, and so did the first map of the published `RetinaNet`.
+    pub feature_norms: bool,
 }
 
 impl Default for PoolFormerConfig {
@@ -106,6 +108,7 @@ impl Default for PoolFormerConfig {
             num_classes: 1000,
             head_order: HeadOrder::Original,
             features: false,
+            feature_norms: true,
         }
     }
 }
@@ -306,7 +309,7 @@ impl PoolFormerConfig {
                 blocks.push(self.block(&at(vs, &self.block_name(stage, place)), stage, p));
                 number += 1;
             }
-            let norm = (self.features && self.version == Version::V1)
+            let norm = (self.features && self.feature_norms && self.version == Version::V1)
                 .then(|| self.norm(&(vs / format!("norm{}", 2 * stage)), self.embed_dims[stage]));
             stages.push(Stage { down, blocks, norm });
         }

@@ -1,7 +1,13 @@
 //! Tests that go through the crate's public doors.
 
 mod contract;
+mod degrade;
 mod drawn;
 mod goldens;
 mod maxim;
+mod metrics;
+mod state_dicts;
 mod strip_mlp;
+#[cfg(feature = "image")]
+mod training;
+mod transforms;

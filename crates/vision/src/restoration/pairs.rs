@@ -1,0 +1,186 @@
+//! Pairs of spoilt and clean pictures.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use densely_core::{Error, Result};
+use densely_data::Image;
+use densely_data::image::sources::{Folder, Pictures};
+use tch::Tensor;
+
+use super::settings::{DataSettings, PairSource};
+use crate::classify::converted;
+use crate::data::{Bad, Part};
+use crate::degrade::{Degradation, degrade};
+use crate::transforms::{PairTransform, Rng};
+
+/// Pictures with their spoilt counterparts.
+#[derive(Debug, Clone)]
+pub struct Pairs {
+    /// The name in reports.
+    pub name: String,
+    pub(super) clean: Part,
+    spoilt: Option<Part>,
+    degrade: Vec<Degradation>,
+    channels: i64,
+}
+
+impl Pairs {
+    fn open(
+        folder: &Path,
+        source: &PairSource,
+        settings: &DataSettings,
+        bad: &mut Vec<Bad>,
+    ) -> Result<Self> {
+        let mut open = |path: &str| -> Result<(Part, Vec<String>)> {
+            let pictures: Arc<dyn Pictures> = Arc::new(Folder::open(&folder.join(path))?);
+            let names: Vec<String> = (0..pictures.len()).map(|i| pictures.name(i)).collect();
+            let (part, left_out) =
+                Part::all(pictures).kept(settings.strict || source.spoilt.is_some())?;
+            bad.extend(left_out);
+            Ok((part, names))
+        };
+        let (clean, names) = open(&source.clean)?;
+        let spoilt = source.spoilt.as_deref().map(&mut open).transpose()?;
+        if let Some((spoilt, others)) = &spoilt
+            && spoilt.len() != clean.len()
+        {
+            let odd = others.iter().zip(&names).find(|(a, b)| stem(a) != stem(b));
+            let reason = format!(
+                "{} has {} pictures and {} has {}; the first that do not go together: {}",
+                source.clean,
+                clean.len(),
+                source.spoilt.as_deref().unwrap_or_default(),
+                spoilt.len(),
+                odd.map_or("the last".to_owned(), |(a, b)| format!("{a} and {b}"))
+            );
+            return Err(Error::data(folder, reason));
+        }
+        Ok(Self {
+            name: source.name(),
+            clean,
+            spoilt: spoilt.map(|(part, _)| part),
+            degrade: settings.degrade.clone(),
+            channels: settings.channels,
+        })
+    }
+
+    fn thinned(self, count: usize) -> Self {
+        Self {
+            clean: self.clean.thinned(count),
+            spoilt: self.spoilt.map(|part| part.thinned(count)),
+            ..self
+        }
+    }
+
+    /// Pairs.
+    pub fn len(&self) -> usize {
+        self.clean.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.clean.is_empty()
+    }
+
+    fn image(&self, part: &Part, place: usize) -> Result<Image> {
+        Ok(converted(&part.picture(place)?, self.channels))
+    }
+
+    /// A whole pair, `[channels, height, width]` each: spoilt and clean. What is drawn for the spoilt one depends on the picture's place alone, so that
+    /// every model and epoch is judged by the same noise.
+    ///
+    /// # Errors
+    /// Those of the pictures' files; [`Error::Shape`] when the two differ in size.
+    pub fn whole(&self, place: usize) -> Result<[Tensor; 2]> {
+        let clean = self.image(&self.clean, place)?.to_tensor();
+        let spoilt = match &self.spoilt {
+            Some(part) => self.image(part, place)?.to_tensor(),
+            None => degrade(
+                &clean,
+                &self.degrade,
+                &mut Rng::for_picture(0, u64::MAX, place as u64),
+            )?,
+        };
+        if spoilt.size() == clean.size() {
+            return Ok([spoilt, clean]);
+        }
+        Err(Error::Shape {
+            what: format!("spoilt picture {}", place + 1),
+            expected: format!("{:?} as the clean one", clean.size()),
+            got: format!("{:?}", spoilt.size()),
+        })
+    }
+
+    pub(super) fn square(
+        &self,
+        place: usize,
+        augment: &PairTransform,
+        rng: &mut Rng,
+    ) -> Result<(Tensor, Tensor)> {
+        let clean = self.image(&self.clean, place)?;
+        match &self.spoilt {
+            Some(part) => augment.apply(&self.image(part, place)?, &clean, rng),
+            None => augment.apply_clean(&clean, &self.degrade, rng),
+        }
+    }
+}
+
+/// A name without folder and ending.
+fn stem(name: &str) -> &str {
+    let last = name.rsplit(['/', '\\']).next().unwrap_or(name);
+    last.rsplit_once('.').map_or(last, |(stem, _)| stem)
+}
+
+/// A data set made ready.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Pairs to train on.
+    pub train: Pairs,
+    /// Pairs that choose the epoch.
+    pub valid: Pairs,
+    /// Pairs that are judged at the end.
+    pub test: Vec<Pairs>,
+    /// Pictures that cannot be read.
+    pub bad: Vec<Bad>,
+}
+
+impl Prepared {
+    /// Opens and divides the data set in `folder`.
+    ///
+    /// # Errors
+    /// Those of the files; [`Error::Config`] for a part without pictures.
+    pub fn open(folder: &Path, settings: &DataSettings) -> Result<Self> {
+        let mut bad = Vec::new();
+        let mut open = |source| Pairs::open(folder, source, settings, &mut bad);
+        let thinned = |pairs: Pairs| pairs.thinned(settings.test_limit);
+        let all = open(&settings.train)?;
+        let test = settings
+            .test
+            .iter()
+            .map(|source| open(source).map(thinned))
+            .collect::<Result<_>>()?;
+        let (train, valid) = if let Some(valid) = &settings.valid {
+            (all, open(valid)?)
+        } else {
+            let share = |part: &Part| part.split(settings.valid_share, 0);
+            let [valid, train] = share(&all.clean)?;
+            let (spoilt_valid, spoilt_train) = match &all.spoilt {
+                Some(part) => share(part).map(|[valid, train]| (Some(valid), Some(train)))?,
+                None => (None, None),
+            };
+            let pairs = |clean, spoilt| Pairs {
+                clean,
+                spoilt,
+                ..all.clone()
+            };
+            (pairs(train, spoilt_train), pairs(valid, spoilt_valid))
+        };
+        Ok(Self {
+            train,
+            valid: thinned(valid),
+            test,
+            bad,
+        })
+    }
+}

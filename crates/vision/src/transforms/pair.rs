@@ -1,0 +1,132 @@
+//! Pairs for restoration: the same random part, mirrored and turned alike, of a degraded picture and a clean one.
+
+use densely_core::{Error, Result};
+use densely_data::Image;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::checks::{probability, side};
+use super::geometry::{Window, crop, hflip, rot90, vflip};
+use super::rng::Rng;
+use crate::degrade::{Degradation, degrade};
+
+/// Random squares of pairs of pictures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PairTransform {
+    /// Side of the square, pixels.
+    pub size: i64,
+    /// Probability of left becoming right.
+    pub hflip: f64,
+    /// Probability of top becoming bottom.
+    pub vflip: f64,
+    /// Whether the square is turned by a random multiple of 90 degrees.
+    pub turn: bool,
+}
+
+impl Default for PairTransform {
+    /// What MAXIM trains with.
+    fn default() -> Self {
+        Self {
+            size: 256,
+            hflip: 0.5,
+            vflip: 0.5,
+            turn: true,
+        }
+    }
+}
+
+impl PairTransform {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming what is out of range.
+    pub fn validate(&self) -> Result<()> {
+        side("size", self.size)?;
+        probability("hflip", self.hflip)?;
+        probability("vflip", self.vflip)
+    }
+
+    /// The same square of both, each `[channels, size, size]`, f32 from 0 to 1 on the CPU.
+    ///
+    /// # Errors
+    /// Those of [`validate`](Self::validate); [`Error::Shape`] when the two differ in height or width, or are smaller than the square.
+    pub fn apply(
+        &self,
+        degraded: &Image,
+        clean: &Image,
+        rng: &mut Rng,
+    ) -> Result<(Tensor, Tensor)> {
+        let size = |image: &Image| format!("{} × {} pixels", image.height(), image.width());
+        if (degraded.height(), degraded.width()) != (clean.height(), clean.width()) {
+            return Err(Error::Shape {
+                what: "degraded picture".to_owned(),
+                expected: format!("{} as the clean one", size(clean)),
+                got: size(degraded),
+            });
+        }
+        let place = self.draw(clean, rng)?;
+        Ok((
+            place.of(degraded)?.to_tensor(),
+            place.of(clean)?.to_tensor(),
+        ))
+    }
+
+    /// A square of a clean picture, degraded and clean, as [`apply`](Self::apply) gives them.
+    ///
+    /// # Errors
+    /// Those of [`validate`](Self::validate) and of the degradations; [`Error::Shape`] when the picture is smaller than the square.
+    pub fn apply_clean(
+        &self,
+        clean: &Image,
+        degradations: &[Degradation],
+        rng: &mut Rng,
+    ) -> Result<(Tensor, Tensor)> {
+        let clean = self.draw(clean, rng)?.of(clean)?.to_tensor();
+        Ok((degrade(&clean, degradations, rng)?, clean))
+    }
+
+    fn draw(&self, image: &Image, rng: &mut Rng) -> Result<Place> {
+        self.validate()?;
+        let size = side("size", self.size)?;
+        let (height, width) = (image.height(), image.width());
+        if height < size || width < size {
+            return Err(Error::Shape {
+                what: "picture".to_owned(),
+                expected: format!("at least {size} × {size} pixels"),
+                got: format!("{height} × {width} pixels"),
+            });
+        }
+        Ok(Place {
+            window: Window {
+                top: rng.below(height - size + 1),
+                left: rng.below(width - size + 1),
+                height: size,
+                width: size,
+            },
+            hflip: rng.chance(self.hflip),
+            vflip: rng.chance(self.vflip),
+            turns: rng.below(if self.turn { 4 } else { 1 }),
+        })
+    }
+}
+
+struct Place {
+    window: Window,
+    hflip: bool,
+    vflip: bool,
+    turns: usize,
+}
+
+impl Place {
+    fn of(&self, image: &Image) -> Result<Image> {
+        let mut part = crop(image, self.window)?;
+        if self.hflip {
+            part = hflip(&part);
+        }
+        if self.vflip {
+            part = vflip(&part);
+        }
+        rot90(&part, self.turns)
+    }
+}

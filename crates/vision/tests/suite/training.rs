@@ -1,0 +1,318 @@
+//! Small trainings: what is learnt, resumed, averaged and kept.
+
+use std::path::Path;
+
+use densely_core::{Device, Error, Result, weights};
+use densely_data::Image;
+use densely_data::image::{read, write_png};
+use densely_train::event::Event;
+use densely_train::optim::{OptimConfig, SgdConfig};
+use densely_train::run::{FitOptions, ResumeFrom};
+use densely_train::schedule::ScheduleConfig;
+use densely_vision::classify::{self, Classifier, ClassifySettings, ModelSettings};
+use densely_vision::data::{DataSettings, Part, Prepared, Source};
+use densely_vision::features::FeatureExtractor;
+use densely_vision::restoration::{self, RestoreOptions, RestoreSettings, Restorer};
+use densely_vision::tiles::Tiling;
+use densely_vision::transforms::{EvalTransform, TrainTransform};
+use serde_json::json;
+use tch::Tensor;
+
+/// Three classes of pictures of 16 × 16 pixels: one of the three colours is the brightest.
+fn pictures(folder: &Path, each: usize) {
+    for (class, name) in ["red", "green", "blue"].iter().enumerate() {
+        std::fs::create_dir_all(folder.join(name)).expect("a folder");
+        for number in 0..each {
+            let value = |i: usize| {
+                let noise = (i * 7919 + number * 104_729 + class * 31) % 97;
+                (noise + if i % 3 == class { 110 } else { 40 }) as u8
+            };
+            let pixels = (0..16 * 16 * 3).map(value).collect();
+            let image = Image::new(16, 16, 3, pixels).expect("a picture");
+            write_png(&folder.join(name).join(format!("{number:03}.png")), &image).expect("a file");
+        }
+    }
+}
+
+fn settings() -> ClassifySettings {
+    let mut settings = ClassifySettings {
+        data: DataSettings::new(Source::Folder {
+            path: "train".to_owned(),
+        }),
+        model: ModelSettings::default(),
+        train: classify::TrainSettings::default(),
+    };
+    settings.data.valid_share = 0.25;
+    let config = json!({
+        "layers": [1, 1, 1, 1], "embed_dims": [8, 8, 12, 16], "in_patch_size": 3, "in_stride": 2, "in_pad": 1,
+        "layer_scale_init_value": 0.5, "drop_path_rate": 0.1,
+    });
+    settings.model.config = config.as_object().expect("an object").clone();
+    let train = &mut settings.train;
+    (train.epochs, train.batch_size, train.ema_decay) = (4, 8, 0.9);
+    train.schedule = ScheduleConfig::default();
+    train.augment = TrainTransform::small(16, 3);
+    train.eval = EvalTransform::small(16, 3);
+    settings
+}
+
+fn fit(
+    data: &Path,
+    settings: &ClassifySettings,
+    folder: &Path,
+    resume: Option<ResumeFrom>,
+    observe: &mut dyn FnMut(&Event),
+) -> Result<classify::Outcome> {
+    let prepared = Prepared::open(data, &settings.data)?;
+    let options = FitOptions {
+        folder,
+        table: data,
+        seed: 3,
+        device: tch::Device::Cpu,
+        resume,
+    };
+    classify::fit(&prepared, settings, &options, observe)
+}
+
+/// What a kill at this moment would leave.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let to = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy_folder(&path, &to);
+        } else if path.file_name().is_some_and(|name| name != "lock") {
+            std::fs::copy(&path, &to).expect("a file");
+        }
+    }
+}
+
+fn assert_same_run(whole: &Path, cut: &Path) {
+    for file in [
+        "best/model.safetensors",
+        "last/optimizer.safetensors",
+        "metrics.jsonl",
+    ] {
+        assert!(bytes(&whole.join(file)) == bytes(&cut.join(file)), "{file}");
+    }
+}
+
+fn bytes(path: &Path) -> Vec<u8> {
+    std::fs::read(path).expect("a file")
+}
+
+#[test]
+fn a_classifier_learns_resumes_to_the_same_bits_and_classifies() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    pictures(&at("train"), 24);
+    let settings = settings();
+    // The batches, the augmentation, drop path and the average of the weights go on where they stopped.
+    let mut copy = |event: &Event| {
+        if matches!(event, Event::Epoch { epoch: 1, .. }) {
+            copy_folder(&at("whole"), &at("cut"));
+        }
+    };
+    let whole = fit(folder.path(), &settings, &at("whole"), None, &mut copy)?;
+    assert!(whole.valid.top1 > 0.9, "{}", whole.valid.top1);
+    assert_eq!(whole.valid.pictures, 18);
+    let from = Some(ResumeFrom::Last);
+    let resumed = fit(folder.path(), &settings, &at("cut"), from, &mut |_| {})?;
+    assert_eq!(resumed.epochs, whole.epochs);
+    assert_same_run(&at("whole"), &at("cut"));
+
+    let classifier = Classifier::open(&at("whole"), tch::Device::Cpu)?;
+    assert_eq!(classifier.pipeline.classes, ["blue", "green", "red"]);
+    let image = classifier.prepare(&read(&at("train/green/003.png"))?)?;
+    let shares = classifier.probabilities(&image.unsqueeze(0))?;
+    assert_eq!(shares.argmax(1, false).int64_value(&[0]), 1);
+    let part = Part::all(
+        Source::Folder {
+            path: "train".to_owned(),
+        }
+        .open(folder.path())?,
+    );
+    let (found, logits) = classifier.evaluate(&part, true)?;
+    assert_eq!((found.pictures, logits.size()), (72, vec![72, 3]));
+    assert!(found.top1 > 0.9);
+
+    let extractor = FeatureExtractor::open(&at("whole"), tch::Device::Cpu)?;
+    let maps = extractor.maps(&image.unsqueeze(0))?;
+    assert_eq!(maps.len(), 4);
+    assert_eq!(extractor.pooled(&image.unsqueeze(0))?.size(), [1, 16]);
+    Ok(())
+}
+
+#[test]
+fn pieces_give_the_gradients_of_the_whole_batch() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    pictures(&at("train"), 8);
+    let mut settings = settings();
+    settings.train.epochs = 1;
+    // Without drop path nothing is drawn inside the network.
+    settings.model.config["drop_path_rate"] = json!(0.0);
+    settings.train.mixup.prob = 1.0;
+    // Adam would make steps of one size of what is only rounding, such as the gradient of a shift before the mixing.
+    settings.train.optimizer = OptimConfig::Sgd(SgdConfig {
+        lr: 0.1,
+        ..SgdConfig::default()
+    });
+    fit(folder.path(), &settings, &at("whole"), None, &mut |_| {})?;
+    settings.train.pieces = 3;
+    fit(folder.path(), &settings, &at("pieces"), None, &mut |_| {})?;
+    let read = |name: &str| weights::read(&at(name).join("last/model.safetensors"));
+    let (whole, pieces) = (read("whole")?.tensors, read("pieces")?.tensors);
+    for (name, xs) in &whole {
+        let difference = (xs - &pieces[name]).abs().max().double_value(&[]);
+        assert!(difference < 1e-5, "{name}: {difference}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_probe_leaves_the_body_and_a_new_head_is_drawn_for_other_classes() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    pictures(&at("train"), 8);
+    let mut settings = settings();
+    settings.train.epochs = 1;
+    fit(folder.path(), &settings, &at("first"), None, &mut |_| {})?;
+    let weights_file = at("first/best/model.safetensors");
+
+    std::fs::remove_dir_all(at("train/blue")).expect("a folder");
+    settings.model.weights = Some(weights_file.to_string_lossy().into_owned());
+    settings.model.freeze_body = true;
+    settings.train.ema_decay = 0.0;
+    let outcome = fit(folder.path(), &settings, &at("probe"), None, &mut |_| {})?;
+    assert_eq!(outcome.logits.size()[1], 2);
+    let before = weights::read(&weights_file)?.tensors;
+    let after = weights::read(&at("probe/last/model.safetensors"))?.tensors;
+    for (name, xs) in &after {
+        let head = name.starts_with("head.");
+        assert_eq!(
+            before[name].size() == xs.size() && before[name] == *xs,
+            !head,
+            "{name}"
+        );
+    }
+
+    // The layers below the head learn less, and biases never decay.
+    settings.model.freeze_body = false;
+    settings.train.layer_decay = 1e-3;
+    fit(folder.path(), &settings, &at("tuned"), None, &mut |_| {})?;
+    let tuned = weights::read(&at("tuned/last/model.safetensors"))?.tensors;
+    let moved = |name: &str| (&tuned[name] - &before[name]).abs().max().double_value(&[]);
+    assert!(moved("patch_embed.proj.weight") < 1e-9);
+    assert!(moved("network.6.0.mlp.fc1.weight") > 1e-7);
+    Ok(())
+}
+
+#[test]
+fn bad_pictures_are_counted_and_bad_data_is_named() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    pictures(&at("train"), 6);
+    let broken = at("train/red/002.png");
+    let half = bytes(&broken);
+    std::fs::write(&broken, &half[..half.len() / 2]).expect("a file");
+    let mut settings = settings();
+    let prepared = Prepared::open(folder.path(), &settings.data)?;
+    assert_eq!(prepared.bad.len(), 1);
+    assert!(prepared.bad[0].reason.contains("002.png"));
+    assert_eq!(prepared.train.len() + prepared.valid.len(), 17);
+    settings.data.strict = true;
+    let strict = Prepared::open(folder.path(), &settings.data);
+    assert!(strict.is_err_and(|e| e.to_string().contains("002.png")));
+
+    settings.data.strict = false;
+    settings.data.classes = vec!["one".to_owned()];
+    let few = Prepared::open(folder.path(), &settings.data);
+    assert!(few.is_err_and(|e| e.to_string().contains("at least 3")));
+    settings.data.classes.clear();
+    settings.model.preset = "maxim_s1".to_owned();
+    let wrong = fit(folder.path(), &settings, &at("wrong"), None, &mut |_| {});
+    assert!(wrong.is_err_and(|e| e.to_string().contains("does not classify")));
+    settings.model.preset = "poolformer_s12".to_owned();
+    settings
+        .model
+        .config
+        .insert("num_classes".to_owned(), json!(3));
+    let twice = fit(folder.path(), &settings, &at("wrong"), None, &mut |_| {});
+    assert!(matches!(twice, Err(Error::Config { .. })));
+    Ok(())
+}
+
+/// Smooth pictures of 48 × 48 pixels.
+fn scenes(folder: &Path, count: usize) {
+    std::fs::create_dir_all(folder).expect("a folder");
+    for number in 0..count {
+        let value = |i: usize| {
+            let (x, y) = ((i % 48) as f64, (i / 48) as f64);
+            let wave = (x * 0.11 * (1.0 + number as f64 * 0.2)).sin() * (y * 0.09).cos();
+            (127.0 + 100.0 * wave) as u8
+        };
+        let image = Image::new(48, 48, 1, (0..48 * 48).map(value).collect()).expect("a picture");
+        write_png(&folder.join(format!("{number}.png")), &image).expect("a file");
+    }
+}
+
+#[test]
+fn a_restorer_takes_noise_away_resumes_to_the_same_bits_and_tiles() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    scenes(&at("clean"), 8);
+    let settings: RestoreSettings = serde_json::from_value(json!({
+        "data": { "train": { "clean": "clean" }, "test": [{ "clean": "clean", "name": "same" }], "valid_share": 0.25, "channels": 1 },
+        "model": { "preset": "maxim_s1", "config": {
+            "features": 8, "num_groups": 1, "num_bottleneck_blocks": 1, "block_size_hr": 4, "block_size_lr": 2 } },
+        "train": {
+            "optimizer": { "name": "adam", "lr": 2e-3 }, "schedule": { "name": "constant" }, "batch_size": 4, "epoch_squares": 160,
+            "epochs": 4, "augment": { "size": 32 }, "ema_decay": 0.5 },
+    }))
+    .expect("settings");
+    let fit = |run: &Path, resume, observe: &mut dyn FnMut(&Event)| {
+        let prepared = restoration::Prepared::open(folder.path(), &settings.data)?;
+        let options = FitOptions {
+            folder: run,
+            table: folder.path(),
+            seed: 1,
+            device: tch::Device::Cpu,
+            resume,
+        };
+        restoration::fit(&prepared, &settings, &options, observe)
+    };
+    let whole = fit(&at("whole"), None, &mut |event| {
+        if matches!(event, Event::Epoch { epoch: 0, .. }) {
+            copy_folder(&at("whole"), &at("cut"));
+        }
+    })?;
+    let [came, restored] = whole.test[0].means();
+    assert!(restored.psnr > came.psnr + 3.0, "{came:?} {restored:?}");
+    let [_, classical] = whole.baseline[0].means();
+    assert!(classical.psnr > came.psnr + 3.0, "{classical:?}");
+    fit(&at("cut"), Some(ResumeFrom::Last), &mut |_| {})?;
+    assert_same_run(&at("whole"), &at("cut"));
+
+    let restorer = Restorer::open(&at("whole"), Device::Cpu.open()?)?;
+    let noisy = Tensor::rand([1, 70, 51], (tch::Kind::Float, tch::Device::Cpu));
+    let once = restorer.restore(&noisy, RestoreOptions::default(), &mut |_, _| {})?;
+    assert_eq!(once.size(), [1, 70, 51]);
+    let mut tiles = 0;
+    let options = RestoreOptions {
+        tiling: Tiling {
+            tile: 40,
+            overlap: 12,
+        },
+        ensemble: true,
+    };
+    let tiled = restorer.restore(&noisy, options, &mut |done, _| tiles = done)?;
+    assert_eq!((tiled.size(), tiles), (vec![1, 70, 51], 6));
+    assert!(
+        restorer
+            .restore(&noisy.repeat([3, 1, 1]), options, &mut |_, _| {})
+            .is_err()
+    );
+    Ok(())
+}
