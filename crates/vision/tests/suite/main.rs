@@ -2,6 +2,7 @@
 
 mod contract;
 mod drawn;
+mod fused;
 mod goldens;
 mod maxim;
 mod strip_mlp;
