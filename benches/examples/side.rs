@@ -18,7 +18,7 @@
 use std::io::BufRead;
 use std::time::Instant;
 
-use densely_benches::{About, Phase, Work, Workload, workloads};
+use densely_benches::{About, Convolution, Phase, Work, Workload, workloads};
 use densely_core::weights::hex;
 use densely_core::{Device, Error, Result};
 use densely_torch_ext::cuda::Timer;
@@ -61,6 +61,9 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Milliseconds of each of the products through libtorch, and of moving `bytes` at the speed of a large copy.
 struct Floor {
     products: Vec<(Tensor, Tensor, Tensor)>,
+    convolutions: Vec<(Convolution, [[Tensor; 2]; 2])>,
+    /// A step does each convolution's work again for the input and for the weight.
+    passes: f64,
     from: Tensor,
     to: Tensor,
     bytes: u64,
@@ -103,9 +106,20 @@ impl Floor {
                 (left, of(k, n), Tensor::empty(out.as_slice(), kind))
             })
             .collect();
+        let convolutions = workload.convolutions(rows).into_iter().map(|conv| {
+            let of = |size: [i64; 4]| Tensor::randn(size, (Kind::Float, device)).to_kind(kind.0);
+            let maps = of([conv.rows, conv.inputs, conv.side, conv.side]);
+            let weight = of([conv.outputs, conv.inputs, conv.window, conv.window]);
+            let last = |xs: &Tensor| xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+            let turned = [last(&maps), last(&weight)];
+            (conv, [[maps, weight], turned])
+        });
+        let convolutions = convolutions.collect();
         let large = || Tensor::zeros([16 << 20], (Kind::Float, device));
         Self {
             products,
+            convolutions,
+            passes: if phase == Phase::Train { 3.0 } else { 1.0 },
             from: large(),
             to: large(),
             bytes,
@@ -118,6 +132,31 @@ impl Floor {
             let mut product = || Ok(left.f_matmul_out(out, right).map(|_| ())?);
             product()?; // warm-up
             total += median(measure_few(device, &mut product)?);
+        }
+        let _no_grad = tch::no_grad_guard();
+        for (conv, layouts) in &self.convolutions {
+            // The faster of the two orders in memory; for layers over channels also the plain product.
+            let mut best = f64::INFINITY;
+            for [maps, weight] in layouts {
+                let (stride, padding) = ([conv.stride; 2], [(conv.window - 1) / 2; 2]);
+                let mut work = || {
+                    let none = None::<Tensor>;
+                    Ok(maps
+                        .f_conv2d(weight, none, stride, padding, [1, 1], 1)
+                        .map(|_| ())?)
+                };
+                work()?;
+                best = best.min(median(measure_few(device, &mut work)?));
+            }
+            if conv.window == 1 {
+                let [maps, weight] = &layouts[1];
+                let rows = maps.permute([0, 2, 3, 1]).flatten(0, 2);
+                let weight = weight.flatten(1, 3).transpose(0, 1).contiguous();
+                let out = rows.f_matmul(&weight)?;
+                let mut work = || Ok(rows.f_matmul_out(&out, &weight).map(|_| ())?);
+                best = best.min(median(measure_few(device, &mut work)?));
+            }
+            total += best * conv.times as f64 * self.passes;
         }
         let mut copy = || {
             self.to.copy_(&self.from);

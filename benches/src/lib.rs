@@ -5,6 +5,7 @@
 mod recsys;
 mod tabular;
 mod timeseries;
+mod vision;
 
 use densely_core::{Error, Result, nn};
 use densely_torch_ext::Autocast;
@@ -59,6 +60,29 @@ pub trait Workload: std::fmt::Debug + Sync {
     fn build(&self, rows: i64, device: Device, bf16: bool) -> Result<Box<dyn Work>>;
     /// The matrix products that a case must do, as `[batches, m, k, n]` each.
     fn products(&self, phase: Phase, rows: i64) -> Vec<[i64; 4]>;
+    /// The convolutions of a forward pass.
+    fn convolutions(&self, _rows: i64) -> Vec<Convolution> {
+        Vec::new()
+    }
+}
+
+/// Convolutions of one size over `rows` square maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Convolution {
+    /// Maps.
+    pub rows: i64,
+    /// Side of a map.
+    pub side: i64,
+    /// Channels that come.
+    pub inputs: i64,
+    /// Channels that go.
+    pub outputs: i64,
+    /// Side of the window.
+    pub window: i64,
+    /// Pixels from window to window.
+    pub stride: i64,
+    /// How many of them there are.
+    pub times: i64,
 }
 
 /// A model with its optimiser and rows to work on.
@@ -121,5 +145,6 @@ pub fn workloads() -> impl Iterator<Item = &'static dyn Workload> {
     let tabular = tabular::WORKLOADS.iter().map(|w| w as &dyn Workload);
     let timeseries = timeseries::WORKLOADS.iter().map(|w| w as &dyn Workload);
     let recsys = recsys::WORKLOADS.iter().map(|w| w as &dyn Workload);
-    tabular.chain(timeseries).chain(recsys)
+    let vision = vision::WORKLOADS.iter().map(|w| w as &dyn Workload);
+    tabular.chain(timeseries).chain(recsys).chain(vision)
 }

@@ -45,11 +45,32 @@ fn compile_kernels(x86: bool) {
                     "kernels",
                     "mixer_kernels",
                     "patch_kernels",
+                    "pool_kernels",
                     "table_kernels",
                 ]
                 .map(|name| format!("src/cpu/{name}.cpp")),
             )
             .compile(&format!("densely_kernels_{level}"));
+    }
+    if x86 {
+        // Products in bf16. Where the compiler does not know them, the kernels say that they have none.
+        let mut build = cc::Build::new();
+        build
+            .cpp(true)
+            .std("c++17")
+            .opt_level(3)
+            .warnings(false)
+            .flag("-fopenmp-simd")
+            .flag("-fno-math-errno");
+        for flag in flags[2].1 {
+            build.flag(flag);
+        }
+        build
+            .flag_if_supported("-mavx512bf16")
+            .define("DENSELY_X86", None)
+            .define("LEVEL", "avx512bf16")
+            .file("src/cpu/pool_kernels.cpp")
+            .compile("densely_kernels_avx512bf16");
     }
 }
 
@@ -137,6 +158,7 @@ fn main() {
             "src/cpu/mixer.cpp",
             "src/cpu/patches.cpp",
             "src/cpu/piecewise.cpp",
+            "src/cpu/pool.cpp",
             "src/cpu/rows.cpp",
             "src/cpu/tables.cpp",
         ])

@@ -56,6 +56,9 @@ size_t bilinear(size_t x, size_t y, size_t form, size_t left, size_t right);
 rust::Vec<size_t> sum_rows(rust::Slice<const size_t> ids, rust::Slice<const size_t> values, rust::Slice<const int64_t> limits);
 rust::Vec<size_t> distinct(size_t ids, int64_t limit);
 size_t repeat_rows(size_t rows, size_t place);
+size_t pool_block(size_t x, rust::Slice<const size_t> params, size_t kept1, size_t kept2, double eps);
+size_t pool_stage(size_t x, rust::Slice<const size_t> params, bool halves, double eps);
+bool pool_halves();
 size_t patch_block(size_t x, rust::Slice<const size_t> params, double eps, double p, int64_t seed, bool along_features);
 
 }  // namespace densely

@@ -209,6 +209,20 @@ pub(crate) mod ffi {
         unsafe fn repeat_rows(rows: usize, place: usize) -> Result<usize>;
 
         /// # Safety
+        /// Every number of `x`, `params` and the shares is 0 or the address of a live `at::Tensor`.
+        unsafe fn pool_block(
+            x: usize,
+            params: &[usize],
+            kept1: usize,
+            kept2: usize,
+            eps: f64,
+        ) -> Result<usize>;
+        /// # Safety
+        /// Every number of `x` and `params` is the address of a live `at::Tensor`.
+        unsafe fn pool_stage(x: usize, params: &[usize], halves: bool, eps: f64) -> Result<usize>;
+        fn pool_halves() -> Result<bool>;
+
+        /// # Safety
         /// Every number is the address of a live `at::Tensor`.
         unsafe fn patch_block(
             x: usize,

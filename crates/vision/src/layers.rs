@@ -104,12 +104,19 @@ impl Module for StarRelu {
 /// # Shapes
 /// `[batch, channels, height, width]`.
 pub fn drop_path(xs: &Tensor, p: f64, train: bool) -> Tensor {
+    match drop_path_shares(xs, p, train) {
+        Some(shares) => xs * shares,
+        None => xs.shallow_clone(),
+    }
+}
+
+/// By what [`drop_path`] multiplies each row of `xs`, `[batch, 1, 1, 1]`; `None` where it does nothing.
+pub(crate) fn drop_path_shares(xs: &Tensor, p: f64, train: bool) -> Option<Tensor> {
     if !train || p <= 0.0 {
-        return xs.shallow_clone();
+        return None;
     }
     let rows = Tensor::rand([xs.size()[0], 1, 1, 1], CPU);
-    let kept = rows.ge(p).to_kind(xs.kind()).to_device(xs.device());
-    xs * (kept / (1.0 - p))
+    Some(rows.ge(p).to_kind(xs.kind()).to_device(xs.device()) / (1.0 - p))
 }
 
 /// Of each window the mean over the pixels that lie in the picture, minus the middle: what PoolFormer mixes tokens by.

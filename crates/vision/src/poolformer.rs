@@ -19,6 +19,7 @@ use tch::nn::Module;
 use crate::layers::{PictureNorm, PixelNorm, StarRelu, absent, drop_path, pool_difference};
 
 mod config;
+mod fast;
 
 pub use config::{HeadOrder, Mixer, PoolFormerConfig, Version};
 
@@ -191,15 +192,13 @@ impl PoolFormer {
 
     fn maps(&self, image: &Tensor, train: bool) -> Result<Vec<Tensor>> {
         self.check(image)?;
-        let mut xs = self.stem.forward(image);
+        let mut xs = self.stem.forward(&fast::entered(self, image)?);
         let mut maps = Vec::with_capacity(4);
         for stage in &self.stages {
             if let Some(down) = &stage.down {
                 xs = down.forward(&xs);
             }
-            for block in &stage.blocks {
-                xs = block.forward(&xs, train);
-            }
+            xs = fast::blocks(&stage.blocks, xs, train)?;
             maps.push(xs.shallow_clone());
         }
         Ok(maps)

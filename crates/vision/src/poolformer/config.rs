@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
+use super::fast::EPS;
 use super::{Act, Block, Head, HeadNorm, Mix, PoolFormer, Scales, Stage, Step};
 use crate::layers::{PictureNorm, ScaledGroupNorm, normal, pixel_norm, star_relu};
 
@@ -381,7 +382,7 @@ impl PoolFormerConfig {
 
     fn norm(&self, vs: &Path, channels: i64) -> PictureNorm {
         match self.version {
-            Version::V1 => PictureNorm::Affine(nn::group_norm(vs, 1, channels, 1e-5)),
+            Version::V1 => PictureNorm::Affine(nn::group_norm(vs, 1, channels, EPS)),
             Version::V2 => PictureNorm::Scaled(ScaledGroupNorm {
                 weight: parameter(vs, "weight", &Tensor::ones([channels], CPU)),
                 eps: V2_EPS,

@@ -3,6 +3,7 @@
 mod contract;
 mod degrade;
 mod drawn;
+mod fused;
 mod goldens;
 mod maxim;
 mod metrics;
