@@ -61,6 +61,9 @@ pub(crate) struct DataFile {
     /// the archive's, and `bytes` is about what the folder takes.
     #[serde(default)]
     pub(crate) unpack: bool,
+    /// A folder that the user brings, such as pictures by class; only its presence is checked.
+    #[serde(default)]
+    pub(crate) folder: bool,
     /// In the folder that `DENSELY_DATA_MIRROR` names; with the ending `.gz` more than `path` has, it is unpacked on the way.
     pub(crate) mirror: String,
     /// In order of preference.
@@ -191,6 +194,13 @@ fn parse(text: &str, sums: &str, stem: &str) -> Result<Dataset> {
             | Source::Kaggle { .. }
             | Source::Huggingface { .. } => None,
         });
+        if file.folder {
+            let own = |source: &Source| matches!(source, Source::Own { .. });
+            if !file.sources.iter().all(own) {
+                bail!("its folder {} has a source that is not `own`", file.path);
+            }
+            continue;
+        }
         if file.sha256.is_empty() && (file.table.is_none() || file.unpack) {
             bail!("its file {} has neither a SHA-256 nor a table", file.path);
         }
@@ -227,6 +237,7 @@ fn listed(line: &str, folders: &[DataFolder]) -> Result<DataFile> {
         sha256: sha256.to_owned(),
         table: None,
         unpack: false,
+        folder: false,
         mirror: format!("{}/{name}", folder.mirror),
         sources: vec![Source::Http {
             url: format!("{}/{name}", folder.url),
@@ -303,6 +314,13 @@ impl Dataset {
             })?,
         };
         let (folder, data) = (self.folder()?, cache::data()?);
+        if file.folder {
+            bail!(
+                "{} is a folder: put it, or a link to it, at {}",
+                file.path,
+                folder.join(&file.path).display()
+            );
+        }
         let _lock = cache::lock(
             &data.join(format!(".{}.lock", self.name)),
             &format!("the data set {}", self.name),
@@ -335,6 +353,13 @@ impl Dataset {
 impl DataFile {
     fn state(&self, folder: &Path, deep: bool) -> State {
         let path = folder.join(&self.path);
+        if self.folder {
+            let mut entries = std::fs::read_dir(&path).into_iter().flatten();
+            return match entries.next() {
+                Some(_) => State::Good,
+                None => State::Missing,
+            };
+        }
         if self.unpack {
             return unpacked::state(self, &path, deep);
         }
@@ -361,7 +386,7 @@ impl DataFile {
 
     /// Its bytes, where they are known and not only about.
     pub(crate) fn size(&self) -> Option<u64> {
-        (!self.unpack && self.table.is_none()).then_some(self.bytes)
+        (!self.unpack && !self.folder && self.table.is_none()).then_some(self.bytes)
     }
 
     /// Its SHA-256, where it is known.
@@ -594,6 +619,23 @@ sources = [{ type = "own", from = "take a.csv out of the bundle" }]
         assert!(wrong("ab 1 test/1.png").contains("none of its folders"));
         assert!(wrong("ab 1 train/1.png").contains("not a SHA-256"));
         assert!(wrong(&sums.replace("train/1", "train/../1")).contains(".."));
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_of_the_users_is_there_or_not() -> Result<()> {
+        let text = "name = \"set\"\ntitle = \"t\"\nlicence = \"l\"\n[[files]]\npath = \"train\"\nbytes = 9\nfolder = true\nmirror = \"m\"\nsources = [{ type = \"own\", from = \"ask\" }]\n";
+        let set = parse(text, "", "set")?;
+        assert!(set.needs_a_person());
+        let folder = tempfile::tempdir()?;
+        assert_eq!(set.files[0].state(folder.path(), true), State::Missing);
+        std::fs::create_dir_all(folder.path().join("train/cat"))?;
+        assert_eq!(set.files[0].state(folder.path(), true), State::Good);
+        let other = text.replace(
+            "{ type = \"own\", from = \"ask\" }",
+            "{ type = \"http\", url = \"u\" }",
+        );
+        assert!(parse(&other, "", "set").is_err());
         Ok(())
     }
 }

@@ -18,6 +18,12 @@ use crate::unpacked;
 
 /// Tries the mirror, then each source; every one that is not taken is named.
 pub(crate) fn get_file(set: &str, file: &DataFile, data: &Path, offline: bool) -> Result<()> {
+    if let ([Source::Own { from }, ..], true) = (file.sources.as_slice(), file.folder) {
+        bail!(
+            "{from}; put the folder, or a link to it, at {}",
+            data.join(set).join(&file.path).display()
+        );
+    }
     let scratch = Scratch::new(data, set)?;
     let new = scratch.path().join("new");
     let mut problems = Vec::new();

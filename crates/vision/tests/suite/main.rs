@@ -7,6 +7,8 @@ mod fused;
 mod goldens;
 mod maxim;
 mod metrics;
+#[cfg(feature = "image")]
+mod recipes;
 mod state_dicts;
 mod strip_mlp;
 #[cfg(feature = "image")]
