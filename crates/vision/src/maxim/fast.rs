@@ -203,11 +203,11 @@ impl<A: Attention> Body<A> {
         let rows = pointwise(&mut chain, rows, &self.input);
         chain.store(rows);
         let [long] = run(&chain)?;
-        let groups = self.groups.iter();
-        let deep = groups.fold(Ok(long.shallow_clone()), |xs, (mixing, attention)| {
-            attention.attended(mixing, &xs?)
-        });
-        Ok(deep? + long)
+        let mut groups = self.groups.iter();
+        let deep = groups.try_fold(long.shallow_clone(), |xs, (mixing, attention)| {
+            attention.attended(mixing, &xs)
+        })?;
+        Ok(deep + long)
     }
 }
 

@@ -69,9 +69,8 @@ pub(super) fn blocks(blocks: &[Block], xs: Tensor, train: bool) -> Result<Tensor
     }
     let last = xs.permute([0, 2, 3, 1]);
     let ys = if differentiable {
-        let pairs = blocks.iter().zip(&fused);
-        pairs.fold(Ok(last), |xs, (block, params)| {
-            let xs = xs?;
+        let mut pairs = blocks.iter().zip(&fused);
+        pairs.try_fold(last, |xs, (block, params)| {
             let kept = [(); 2].map(|()| drop_path_shares(&xs, block.drop_path, train));
             pool::block(&xs, params, kept.each_ref().map(Option::as_ref), EPS)
         })
