@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import types
 
 import torch
 from torch import nn
@@ -64,6 +65,14 @@ class PoolFormerFeatures(nn.Module):
 
 
 def strip_mlp() -> nn.Module:
+    import timm.layers
+
+    # What the authors' file imports and does not use, or from where it no longer is.
+    sys.modules["timm.models.layers"] = timm.layers
+    pyplot = types.ModuleType("matplotlib.pyplot")
+    pyplot.axis = None
+    sys.modules.setdefault("matplotlib", types.ModuleType("matplotlib"))
+    sys.modules["matplotlib.pyplot"] = pyplot
     sys.path.insert(0, os.path.join(os.environ["STRIP_MLP"], "models"))
     from strip_mlp import StripMLPNet
 

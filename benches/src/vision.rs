@@ -5,6 +5,7 @@ use densely_train::optim::{AdamWConfig, OptimConfig, Optimizer};
 use densely_vision::maxim::MaximConfig;
 use densely_vision::models::PRESETS;
 use densely_vision::poolformer::PoolFormerConfig;
+use densely_vision::strip_mlp::StripMlpConfig;
 use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -44,7 +45,7 @@ pub(crate) static WORKLOADS: [Vision; 4] = [
         side: 224,
         config: || json!({"drop_path_rate": 0.0}),
         cases: &CLASSIFIED,
-        convolutions: |_| Vec::new(),
+        convolutions: strip_mlp,
     },
     Vision {
         model: "maxim_s2",
@@ -84,6 +85,32 @@ fn poolformer(rows: i64) -> Vec<Convolution> {
         let (hidden, blocks) = (outputs * config.mlp_ratio, config.layers[stage]);
         found.push(pointwise(rows, side, outputs, hidden, blocks));
         found.push(pointwise(rows, side, hidden, outputs, blocks));
+    }
+    found
+}
+
+/// The dense convolutions and layers of T*; those of single channels and of strips are a tenth of the work.
+fn strip_mlp(rows: i64) -> Vec<Convolution> {
+    let config = StripMlpConfig::tstar();
+    let mut found = vec![Convolution {
+        window: 4,
+        stride: 4,
+        ..pointwise(rows, 224, 3, config.embed_dim, 1)
+    }];
+    for (stage, blocks) in config.layers.iter().copied().enumerate() {
+        let (side, width) = (56 >> stage, config.embed_dim << stage);
+        found.push(pointwise(rows, side, width, width, 2 * blocks));
+        found.push(pointwise(rows, side, width, width / 2, 2 * blocks));
+        found.push(pointwise(rows, side, width, 3 * width, blocks));
+        found.push(pointwise(rows, side, 3 * width, width, blocks));
+        if stage < 3 {
+            let down = pointwise(rows, side, width, 2 * width, 1);
+            found.push(Convolution {
+                window: 2,
+                stride: 2,
+                ..down
+            });
+        }
     }
     found
 }

@@ -45,6 +45,7 @@ fn compile_kernels(x86: bool) {
                     "kernels",
                     "mixer_kernels",
                     "patch_kernels",
+                    "pixel_kernels",
                     "pool_kernels",
                     "table_kernels",
                 ]
@@ -158,6 +159,7 @@ fn main() {
             "src/cpu/mixer.cpp",
             "src/cpu/patches.cpp",
             "src/cpu/piecewise.cpp",
+            "src/cpu/pixels.cpp",
             "src/cpu/pool.cpp",
             "src/cpu/rows.cpp",
             "src/cpu/tables.cpp",

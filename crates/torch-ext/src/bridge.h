@@ -59,6 +59,9 @@ size_t repeat_rows(size_t rows, size_t place);
 size_t pool_block(size_t x, rust::Slice<const size_t> params, size_t kept1, size_t kept2, double eps);
 size_t pool_stage(size_t x, rust::Slice<const size_t> params, bool halves, double eps);
 bool pool_halves();
+rust::Vec<size_t> pixel_steps(rust::Slice<const int64_t> numbers, rust::Slice<const size_t> tensors, rust::Slice<const double> eps, size_t like,
+                              int64_t tile_rows);
+size_t pixel_mix(size_t v, size_t gate, size_t weight, size_t bias, size_t gamma, size_t beta, double eps, int64_t side, bool grid);
 size_t patch_block(size_t x, rust::Slice<const size_t> params, double eps, double p, int64_t seed, bool along_features);
 
 }  // namespace densely

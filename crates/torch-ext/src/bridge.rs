@@ -221,6 +221,28 @@ pub(crate) mod ffi {
         /// Every number of `x` and `params` is the address of a live `at::Tensor`.
         unsafe fn pool_stage(x: usize, params: &[usize], halves: bool, eps: f64) -> Result<usize>;
         fn pool_halves() -> Result<bool>;
+        /// # Safety
+        /// Every number of `tensors` is 0 or the address of a live `at::Tensor`, and `like` is one.
+        unsafe fn pixel_steps(
+            numbers: &[i64],
+            tensors: &[usize],
+            eps: &[f64],
+            like: usize,
+            tile_rows: i64,
+        ) -> Result<Vec<usize>>;
+        /// # Safety
+        /// Every number but eps and side is 0 or the address of a live `at::Tensor`.
+        unsafe fn pixel_mix(
+            v: usize,
+            gate: usize,
+            weight: usize,
+            bias: usize,
+            gamma: usize,
+            beta: usize,
+            eps: f64,
+            side: i64,
+            grid: bool,
+        ) -> Result<usize>;
 
         /// # Safety
         /// Every number is the address of a live `at::Tensor`.

@@ -18,6 +18,7 @@ mod bridge;
 pub mod cuda;
 pub mod fused;
 pub mod optim;
+pub mod pixels;
 pub mod pool;
 pub mod profile;
 pub mod rows;

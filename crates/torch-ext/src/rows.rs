@@ -17,7 +17,7 @@ pub struct Rows<'a> {
 }
 
 /// Takes over what C++ made.
-fn all_owned(made: Result<Vec<usize>, cxx::Exception>) -> Result<Vec<Tensor>, String> {
+pub(crate) fn all_owned(made: Result<Vec<usize>, cxx::Exception>) -> Result<Vec<Tensor>, String> {
     let made = made.map_err(|e| e.what().to_owned())?;
     // SAFETY: each is the address of a new tensor.
     made.into_iter()

@@ -18,6 +18,7 @@ use tch::{Kind, Tensor};
 use crate::layers::absent;
 
 mod config;
+mod fast;
 
 pub use config::MaximConfig;
 
@@ -308,10 +309,14 @@ struct Resize {
 
 impl Resize {
     fn forward(&self, xs: &Tensor) -> Tensor {
+        self.conv.forward(&self.interpolated(xs))
+    }
+
+    fn interpolated(&self, xs: &Tensor) -> Tensor {
         let size = xs.size();
         let side = |side: i64| (side << self.from) >> self.to;
         let to = [side(size[2]), side(size[3])];
-        let resized = match self.to.cmp(&self.from) {
+        match self.to.cmp(&self.from) {
             std::cmp::Ordering::Equal => xs.shallow_clone(),
             std::cmp::Ordering::Less => xs.upsample_bilinear2d(to, false, None, None),
             std::cmp::Ordering::Greater => {
@@ -324,8 +329,7 @@ impl Resize {
                     .internal_upsample_bilinear2d_aa(to, false, None, None)
                     .to_kind(xs.kind())
             }
-        };
-        self.conv.forward(&resized)
+        }
     }
 }
 
@@ -472,10 +476,15 @@ impl Maxim {
                 .slice(3, start, None, step)
         };
         let images = [image.shallow_clone(), smaller(1), smaller(2)];
+        let fast = fast::applies(&self.config, image);
         let mut before = None;
         let mut outputs = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
-            let (handed, restored) = stage.forward(&images, before.as_ref());
+            let (handed, restored) = if fast {
+                stage.passed(&images, before.as_ref())?
+            } else {
+                stage.forward(&images, before.as_ref())
+            };
             before = Some(handed);
             outputs.push(restored);
         }

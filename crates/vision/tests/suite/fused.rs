@@ -3,6 +3,7 @@
 use densely_core::{Model, Result, Tensors, nn, seeded, weights};
 use densely_torch_ext::fused::PlainPaths;
 use densely_torch_ext::{InferenceMode, optim};
+use densely_vision::maxim::MaximConfig;
 use densely_vision::poolformer::PoolFormerConfig;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -195,6 +196,40 @@ fn inference_in_bf16_is_as_near_as_the_plain_path() -> Result<()> {
                 "{size:?}: {ours:?}, {theirs:?}"
             );
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn maxim_without_gradients_equals_the_plain_path() -> Result<()> {
+    for (features, size) in [(16, [3, 3, 29, 61]), (32, [1, 3, 32, 64])] {
+        let config = MaximConfig {
+            features,
+            block_size_hr: 8,
+            block_size_lr: 4,
+            ..MaximConfig::default()
+        };
+        let vs = VarStore::new(Device::Cpu);
+        let model = seeded(0, || config.build(&vs.root()))?;
+        let _no_grad = tch::no_grad_guard();
+        let image = seeded(1, || {
+            for (_, mut xs) in weights::named(&vs) {
+                xs += xs.randn_like() * 0.1;
+            }
+            Tensor::rand(size, tch::kind::FLOAT_CPU)
+        });
+        let run = |kind| {
+            nn::set_float_kind(&vs, kind);
+            let inputs = Tensors::from([("image".to_owned(), image.to_kind(kind))]);
+            model.forward_named(&inputs, false)
+        };
+        let exact = run(Kind::Double)?;
+        let (fused, chain) = (run(Kind::Float)?, plain(|| run(Kind::Float))?);
+        let (ours, theirs) = (away(&fused, &exact), away(&chain, &exact));
+        assert!(
+            ours.0 <= (3.0 * theirs.0).max(1e-5),
+            "{size:?}: {ours:?}, {theirs:?}"
+        );
     }
     Ok(())
 }
