@@ -121,6 +121,9 @@ fn source(folder: &Path, path: &str) -> Source {
     }
 }
 
+/// Steps over which the learning rate rises, in trainings of more than ten times as many.
+const WARMUP: u64 = 100;
+
 /// Pictures up to this side are taken as they are, with a small stem.
 const SMALL: usize = 96;
 
@@ -259,10 +262,6 @@ impl Train {
             augment,
             eval,
             batch_size: if small { 128 } else { 32 },
-            schedule: ScheduleConfig {
-                shape: Shape::Cosine { min_lr: 0.0 },
-                warmup_steps: 100,
-            },
             ..TrainSettings::default()
         };
         if let Some(epochs) = self.epochs {
@@ -277,6 +276,11 @@ impl Train {
         if let (Some(lr), OptimConfig::AdamW(config)) = (self.lr, &mut train.optimizer) {
             config.lr = lr;
         }
+        let steps = (prepared.train.len() as u64).div_ceil(train.batch_size.max(1) as u64);
+        train.schedule = ScheduleConfig {
+            shape: Shape::Cosine { min_lr: 0.0 },
+            warmup_steps: (steps * train.epochs / 10).min(WARMUP),
+        };
         let settings = ClassifySettings { data, model, train };
         recipe::changed(&settings, &self.changes)
     }

@@ -148,7 +148,7 @@ fn bad_pictures_have_a_sentence_each() {
         ("cut.jpg", &jpeg[..jpeg.len() / 2], "cut.jpg"),
         ("text.png", b"hello, I am a text", "text.png"),
         ("empty.png", b"", "empty.png"),
-        ("bomb.png", &bomb, "pixels"),
+        ("bomb.png", &bomb, "bomb.png"),
         ("half.png", &encode_png(&good).unwrap()[..60], "half.png"),
     ];
     for (name, bytes, word) in cases {
@@ -249,7 +249,7 @@ augment = { size = 32 }
 #[test]
 fn a_restorer_is_trained_by_a_recipe_and_restores_folders() {
     let bench = Bench::new();
-    std::fs::create_dir_all(bench.path("clean/deep")).unwrap();
+    std::fs::create_dir_all(bench.path("clean")).unwrap();
     for number in 0..4 {
         let name = format!("clean/{number}.png");
         write_png(&bench.path(&name), &picture(number % 3, number, 40)).unwrap();
@@ -285,6 +285,7 @@ fn a_restorer_is_trained_by_a_recipe_and_restores_folders() {
 
     let run = "runs/denoise/seed-0";
     let deep = Image::new(50, 33, 3, (0..50 * 33 * 3).map(|i| i as u16 * 13).collect()).unwrap();
+    std::fs::create_dir_all(bench.path("clean/deep")).unwrap();
     write_png16(&bench.path("clean/deep/sixteen.png"), &deep).unwrap();
     std::fs::write(bench.path("clean/broken.png"), "no picture").unwrap();
     let words = [

@@ -1,11 +1,12 @@
 //! Pairs of spoilt and clean pictures.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use densely_core::{Error, Result};
 use densely_data::Image;
-use densely_data::image::sources::{Folder, Pictures};
+use densely_data::image::sources::{Pictures, pictures_below};
+use densely_data::image::{AnyImage, read};
 use tch::Tensor;
 
 use super::settings::{DataSettings, PairSource};
@@ -33,7 +34,7 @@ impl Pairs {
         bad: &mut Vec<Bad>,
     ) -> Result<Self> {
         let mut open = |path: &str| -> Result<(Part, Vec<String>)> {
-            let pictures: Arc<dyn Pictures> = Arc::new(Folder::open(&folder.join(path))?);
+            let pictures: Arc<dyn Pictures> = Arc::new(Files::below(&folder.join(path))?);
             let names: Vec<String> = (0..pictures.len()).map(|i| pictures.name(i)).collect();
             let (part, left_out) =
                 Part::all(pictures).kept(settings.strict || source.spoilt.is_some())?;
@@ -123,6 +124,48 @@ impl Pairs {
             Some(part) => augment.apply(&self.image(part, place)?, &clean, rng),
             None => augment.apply_clean(&clean, &self.degrade, rng),
         }
+    }
+}
+
+/// All pictures below a folder, without classes.
+struct Files {
+    root: PathBuf,
+    files: Vec<PathBuf>,
+}
+
+impl Files {
+    fn below(root: &Path) -> Result<Self> {
+        Ok(Self {
+            root: root.to_owned(),
+            files: pictures_below(root)?,
+        })
+    }
+}
+
+impl Pictures for Files {
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn picture(&self, i: usize) -> Result<AnyImage> {
+        let none = || Error::config("picture", format!("there is none with number {i}"));
+        read(self.files.get(i).ok_or_else(none)?)
+    }
+
+    fn label(&self, _: usize) -> Option<usize> {
+        None
+    }
+
+    fn name(&self, i: usize) -> String {
+        let path = self.files.get(i).map_or(Path::new(""), PathBuf::as_path);
+        path.strip_prefix(&self.root)
+            .unwrap_or(path)
+            .display()
+            .to_string()
+    }
+
+    fn classes(&self) -> &[String] {
+        &[]
     }
 }
 
