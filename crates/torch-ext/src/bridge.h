@@ -27,6 +27,7 @@ double read_timer(size_t timer);
 void free_timer(size_t timer);
 size_t record_operations();
 rust::Vec<rust::String> stop_recording(size_t callback);
+void compute_alone();
 
 void fused_adam(rust::Slice<const size_t> params, rust::Slice<const size_t> grads, rust::Slice<const size_t> exp_avgs,
                 rust::Slice<const size_t> exp_avg_sqs, rust::Slice<const size_t> steps, double lr, double beta1, double beta2,

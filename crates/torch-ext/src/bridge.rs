@@ -34,6 +34,7 @@ pub(crate) mod ffi {
         unsafe fn free_timer(timer: usize) -> Result<()>;
         fn record_operations() -> Result<usize>;
         fn stop_recording(callback: usize) -> Result<Vec<String>>;
+        fn compute_alone();
 
         /// # Safety
         /// Every number is 0 or the address of a live `at::Tensor`.

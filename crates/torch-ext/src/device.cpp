@@ -1,8 +1,10 @@
 // Streams and events of a GPU, through libtorch's own table of devices: compiled without CUDA, empty until its CUDA half is loaded.
 
+#include <ATen/Parallel.h>
 #include <ATen/record_function.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <omp.h>
 
 #include <memory>
 
@@ -78,6 +80,12 @@ rust::Vec<rust::String> stop_recording(size_t callback) {
     for (const std::string& name : *names) found.push_back(name);
   }
   return found;
+}
+
+void compute_alone() {
+  // libtorch sets a thread's number once, at its first use: have that behind, or it would undo this. Its own setter is for the whole process.
+  at::get_num_threads();
+  omp_set_num_threads(1);
 }
 
 }  // namespace densely

@@ -23,6 +23,7 @@ pub mod pool;
 pub mod profile;
 pub mod rows;
 pub mod tables;
+pub mod threads;
 
 use bridge::ffi;
 

@@ -9,6 +9,7 @@ use densely_core::{Error, Result, check};
 use densely_data::dataset::{Order, permutations};
 use densely_data::image::AnyImage;
 use densely_data::image::sources::{CifarBinary, CifarKind, Folder, Idx, InMemory, Pictures};
+use densely_torch_ext::threads;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -353,7 +354,7 @@ impl<B: Send + 'static> Batches<B> {
             queues.push(receiver);
             threads.push(std::thread::spawn(move || {
                 // libtorch would ask for all cores in each worker.
-                tch::set_num_threads(1);
+                threads::compute_alone();
                 for places in plan.iter().skip(worker).step_by(workers) {
                     let made = make(places);
                     let failed = made.is_err();
