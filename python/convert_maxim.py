@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 
 PREFIXES = ("opt/target/", "params/")
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def torch_name(path: str) -> str:
     """`stage_0_input_conv_0/kernel` → `stage_0_input_conv_0.weight`."""
     *parts, leaf = path.split("/")
-    return ".".join([*parts, {"kernel": "weight", "scale": "weight", "bias": "bias"}[leaf]])
+    if leaf not in LEAVES:
+        raise ValueError(f"{path} is none of {', '.join(LEAVES)}")
+    return ".".join([*parts, LEAVES[leaf]])
 
 
 def to_torch(path: str, value: np.ndarray) -> np.ndarray:
@@ -51,7 +54,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     try:
-        with np.load(arguments.archive, allow_pickle=False) as archive:
+        archive = np.load(arguments.archive, allow_pickle=False)
+        if not hasattr(archive, "files"):
+            raise ValueError("it holds one array, not an archive of them")
+        with archive:
             tensors = convert({key: archive[key] for key in archive.files if key.startswith(PREFIXES)} or dict.fromkeys(archive.files))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise SystemExit(f"{arguments.archive} is not a checkpoint of MAXIM: {error}") from error

@@ -67,6 +67,7 @@ pub fn set_float_kind(vs: &VarStore, kind: Kind) {
 pub fn parameter_count(vs: &VarStore) -> u64 {
     vs.trainable_variables()
         .iter()
+        .filter(|p| p.requires_grad())
         .map(|p| p.numel() as u64)
         .sum()
 }

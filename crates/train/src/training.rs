@@ -202,6 +202,12 @@ impl Loop<'_> {
             });
             self.stop_if_interrupted(&mut run, vs, &mut state)?;
         }
+        if run.progress().finished && run.progress().epoch < self.epochs && !run.should_stop() {
+            tracing::warn!(
+                "the run had ended after {} epochs; more want a run of their own",
+                run.progress().epoch
+            );
+        }
         let out_of_time = self.over();
         if !run.progress().finished {
             state.evaluate();

@@ -21,7 +21,9 @@ use serde_json::{Map, Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use crate::data::{Batch, Batches, DataSettings, Part, Prepare, Prepared, in_order, shuffled};
+use crate::data::{
+    Batch, Batches, DataSettings, Part, Prepare, Prepared, in_order, same_classes, shuffled,
+};
 use crate::groups;
 use crate::losses::{smoothed, soft_cross_entropy};
 use crate::metrics::{Classified, classified};
@@ -216,7 +218,9 @@ pub struct Outcome {
     pub valid: Classified,
     /// On the test pictures, of the best epoch.
     pub test: Option<Classified>,
-    /// Logits of the test pictures, or of the validation pictures where there are no others, `[n, classes]`.
+    /// The test pictures that could be read, or the validation pictures where there are no others.
+    pub judged: Part,
+    /// Their logits, `[n, classes]`.
     pub logits: Tensor,
     /// Seconds of training and evaluation, with the epochs before a resume.
     pub seconds: f64,
@@ -328,13 +332,17 @@ pub fn fit(
     };
     let found = training.run(&task, &vs, settings, json!(pipeline).to_string(), observe)?;
     let judge = |part: &Part| {
-        let (logits, labels) = task.logits(part)?;
-        Ok::<_, Error>((classified(&logits, &labels)?, logits))
+        let seen = task.logits(part)?;
+        let found = classified(&seen.logits, &seen.labels)?;
+        Ok::<_, Error>((found, part.chosen(&seen.places), seen.logits))
     };
-    let (valid, of_valid) = judge(&prepared.valid)?;
-    let (test, logits) = match &prepared.test {
-        Some(test) => judge(test).map(|(test, logits)| (Some(test), logits))?,
-        None => (None, of_valid),
+    let (valid, judged, logits) = judge(&prepared.valid)?;
+    let (test, judged, logits) = match &prepared.test {
+        Some(test) => {
+            let (test, judged, logits) = judge(test)?;
+            (Some(test), judged, logits)
+        }
+        None => (None, judged, logits),
     };
     Ok(Outcome {
         parameters: found.parameters,
@@ -342,6 +350,7 @@ pub fn fit(
         epochs: found.epochs,
         valid,
         test,
+        judged,
         logits,
         seconds: found.seconds_before + start.elapsed().as_secs_f64(),
         peak_mb: peak_rss_mb(),
@@ -389,20 +398,49 @@ impl ClassifyTask<'_> {
         logits_of(self.model, image.to_device(self.device), train)
     }
 
-    /// Logits and labels of a part, on the CPU.
-    fn logits(&self, part: &Part) -> Result<(Tensor, Tensor)> {
-        let (train, channels) = (&self.settings.train, self.settings.data.channels);
-        let prepare = evaluation(&train.eval, channels);
-        let plan = in_order(part.len(), train.eval_batch_size);
-        let _no_grad = tch::no_grad_guard();
-        let (mut logits, mut labels) = (Vec::new(), Vec::new());
-        for batch in Batches::of_part(part, plan, &prepare, self.settings.data.strict) {
-            let Batch { image, label } = batch?;
-            logits.push(self.run(&image, false)?.to_device(Device::Cpu));
-            labels.push(label);
-        }
-        Ok((Tensor::f_cat(&logits, 0)?, Tensor::f_cat(&labels, 0)?))
+    fn logits(&self, part: &Part) -> Result<Seen> {
+        let (train, data) = (&self.settings.train, &self.settings.data);
+        let prepare = evaluation(&train.eval, data.channels);
+        let size = train.eval_batch_size;
+        see(part, size, &prepare, data.strict, &mut |image| {
+            self.run(image, false)
+        })
     }
+}
+
+/// What a network made of the pictures of a part that could be read, on the CPU.
+struct Seen {
+    /// `[n, classes]`
+    logits: Tensor,
+    /// `[n]`
+    labels: Tensor,
+    places: Vec<i64>,
+}
+
+fn see(
+    part: &Part,
+    batch_size: i64,
+    prepare: &Arc<Prepare>,
+    strict: bool,
+    run: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
+) -> Result<Seen> {
+    let _no_grad = tch::no_grad_guard();
+    let (mut logits, mut labels, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    for batch in Batches::of_part(part, in_order(part.len(), batch_size), prepare, strict) {
+        let Batch {
+            image,
+            label,
+            places,
+        } = batch?;
+        logits.push(run(&image)?.to_device(Device::Cpu));
+        labels.push(label);
+        all.extend(places);
+    }
+    Ok(Seen {
+        logits: Tensor::f_cat(&logits, 0)?,
+        labels: Tensor::f_cat(&labels, 0)?,
+        places: all,
+    })
 }
 
 fn logits_of(model: &dyn Model, image: Tensor, train: bool) -> Result<Tensor> {
@@ -483,7 +521,7 @@ impl Task for ClassifyTask<'_> {
         Ok(loss * ((end - first) as f64 / rows as f64))
     }
 
-    fn tensors(Batch { image, label }: Batch) -> Tensors {
+    fn tensors(Batch { image, label, .. }: Batch) -> Tensors {
         Tensors::from([("image".to_owned(), image), ("label".to_owned(), label)])
     }
 
@@ -492,8 +530,8 @@ impl Task for ClassifyTask<'_> {
     }
 
     fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
-        let (logits, labels) = self.logits(&self.prepared.valid)?;
-        let found = classified(&logits, &labels)?;
+        let seen = self.logits(&self.prepared.valid)?;
+        let found = classified(&seen.logits, &seen.labels)?;
         let metrics = vec![
             ("accuracy", found.top1),
             ("top5", found.top5),
@@ -536,6 +574,15 @@ impl Classifier {
         // Loaded weights replace the first ones; drawing them must not disturb a training of another thread.
         let model = seeded(0, || (preset.build)(&kept.pipeline.config, &vs.root()))?;
         kept.load_weights(&vs)?;
+        let classes = kept
+            .pipeline
+            .config
+            .get("num_classes")
+            .and_then(Value::as_u64);
+        if classes != Some(kept.pipeline.classes.len() as u64) {
+            let reason = "it names another number of classes than the network has";
+            return Err(Error::corrupt(&kept.path, reason));
+        }
         Ok(Self {
             pipeline: kept.pipeline,
             model,
@@ -576,22 +623,14 @@ impl Classifier {
     /// [`Error::Data`] for pictures without a class or of other classes; those of the model.
     pub fn evaluate(&self, part: &Part, strict: bool) -> Result<(Classified, Tensor)> {
         let pipeline = &self.pipeline;
-        if part.classes() != pipeline.classes && part.classes().len() != pipeline.classes.len() {
-            let reason = format!(
-                "its classes ({}) are not those of the run ({})",
-                part.classes().join(", "),
-                pipeline.classes.join(", ")
-            );
-            return Err(Error::data("", reason));
-        }
+        same_classes(
+            "the pictures",
+            part,
+            &pipeline.classes,
+            pipeline.classes.len(),
+        )?;
         let prepare = evaluation(&pipeline.eval, pipeline.channels);
-        let (mut logits, mut labels) = (Vec::new(), Vec::new());
-        for batch in Batches::of_part(part, in_order(part.len(), 250), &prepare, strict) {
-            let Batch { image, label } = batch?;
-            logits.push(self.logits(&image)?);
-            labels.push(label);
-        }
-        let (logits, labels) = (Tensor::f_cat(&logits, 0)?, Tensor::f_cat(&labels, 0)?);
-        Ok((classified(&logits, &labels)?, logits))
+        let seen = see(part, 250, &prepare, strict, &mut |image| self.logits(image))?;
+        Ok((classified(&seen.logits, &seen.labels)?, seen.logits))
     }
 }

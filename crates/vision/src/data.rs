@@ -8,7 +8,11 @@ use std::thread::JoinHandle;
 use densely_core::{Error, Result, check};
 use densely_data::dataset::{Order, permutations};
 use densely_data::image::AnyImage;
-use densely_data::image::sources::{CifarBinary, CifarKind, Folder, Idx, InMemory, Pictures};
+#[cfg(feature = "parquet")]
+use densely_data::image::sources::ParquetPictures;
+use densely_data::image::sources::{
+    CifarBinary, CifarKind, Folder, FolderOptions, Idx, InMemory, Pictures,
+};
 use densely_torch_ext::threads;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -67,11 +71,11 @@ fn label_column() -> String {
 }
 
 impl Source {
-    /// Opens the files in `folder`.
+    /// Opens the files in `folder`. With `classes`, such as those that a network was trained on, class folders take their numbers from them, and may be absent.
     ///
     /// # Errors
-    /// Those of the format's own `open`.
-    pub fn open(&self, folder: &Path) -> Result<Arc<dyn Pictures>> {
+    /// Those of the format's own `open`; [`Error::Data`] for a class folder of another name.
+    pub fn open(&self, folder: &Path, classes: &[String]) -> Result<Arc<dyn Pictures>> {
         let all = |files: &[String]| {
             files
                 .iter()
@@ -79,14 +83,18 @@ impl Source {
                 .collect::<Vec<_>>()
         };
         Ok(match self {
-            Self::Folder { path } => Arc::new(Folder::open(&folder.join(path))?),
+            Self::Folder { path } => {
+                let options = FolderOptions {
+                    classes: classes.to_vec(),
+                    allow_empty: !classes.is_empty(),
+                    ..FolderOptions::default()
+                };
+                Arc::new(Folder::open_with(&folder.join(path), &options)?)
+            }
             #[cfg(feature = "parquet")]
             Self::Parquet { path, image, label } => {
-                Arc::new(densely_data::image::sources::ParquetPictures::open(
-                    &folder.join(path),
-                    image,
-                    Some(label),
-                )?)
+                let path = folder.join(path);
+                Arc::new(ParquetPictures::open(&path, image, Some(label))?)
             }
             Self::Idx { images, labels } => {
                 Arc::new(Idx::open(&folder.join(images), &folder.join(labels))?)
@@ -94,10 +102,10 @@ impl Source {
             Self::Cifar10 { files } => {
                 Arc::new(CifarBinary::open(&all(files), CifarKind::Cifar10)?)
             }
-            Self::Cifar100 { files, coarse } => Arc::new(CifarBinary::open(
-                &all(files),
-                CifarKind::Cifar100 { fine: !coarse },
-            )?),
+            Self::Cifar100 { files, coarse } => {
+                let kind = CifarKind::Cifar100 { fine: !coarse };
+                Arc::new(CifarBinary::open(&all(files), kind)?)
+            }
         })
     }
 }
@@ -107,6 +115,8 @@ impl Source {
 pub struct Part {
     pictures: Arc<dyn Pictures>,
     numbers: Vec<usize>,
+    /// By number, of pictures that were decoded and kept.
+    names: Option<Arc<Vec<String>>>,
 }
 
 impl std::fmt::Debug for Part {
@@ -126,14 +136,18 @@ pub struct Bad {
     pub reason: String,
 }
 
-/// Bytes of decoded pictures up to which a data set is kept in memory.
-const KEPT: usize = 2 << 30;
+/// Bytes of decoded pictures up to which the parts of a data set are kept in memory.
+pub(crate) const KEPT: usize = 2 << 30;
 
 impl Part {
     /// All pictures of a data set.
     pub fn all(pictures: Arc<dyn Pictures>) -> Self {
         let numbers = (0..pictures.len()).collect();
-        Self { pictures, numbers }
+        Self {
+            pictures,
+            numbers,
+            names: None,
+        }
     }
 
     /// Pictures.
@@ -161,12 +175,35 @@ impl Part {
     pub fn label(&self, place: usize) -> Result<i64> {
         let number = self.numbers[place];
         let label = self.pictures.label(number).map(|label| label as i64);
-        label.ok_or_else(|| Error::data("", format!("{} has no class", self.pictures.name(number))))
+        label.ok_or_else(|| Error::data("", format!("{} has no class", self.named(number))))
     }
 
     /// Its name.
     pub fn name(&self, place: usize) -> String {
-        self.pictures.name(self.numbers[place])
+        self.named(self.numbers[place])
+    }
+
+    fn named(&self, number: usize) -> String {
+        let known = self.names.as_ref().and_then(|names| names.get(number));
+        known.cloned().unwrap_or_else(|| self.pictures.name(number))
+    }
+
+    /// The pictures at these places.
+    #[must_use]
+    pub fn chosen(&self, places: &[i64]) -> Self {
+        self.with(
+            places
+                .iter()
+                .map(|place| self.numbers[*place as usize])
+                .collect(),
+        )
+    }
+
+    fn with(&self, numbers: Vec<usize>) -> Self {
+        Self {
+            numbers,
+            ..self.clone()
+        }
     }
 
     /// Names of the classes.
@@ -199,10 +236,7 @@ impl Part {
         }
         Ok([some, rest].map(|mut numbers| {
             numbers.sort_unstable();
-            Self {
-                pictures: Arc::clone(&self.pictures),
-                numbers,
-            }
+            self.with(numbers)
         }))
     }
 
@@ -219,14 +253,7 @@ impl Part {
         let mut rest = order.split_off(count);
         order.sort_unstable();
         rest.sort_unstable();
-        let chosen = |places: Vec<i64>| Self {
-            pictures: Arc::clone(&self.pictures),
-            numbers: places
-                .iter()
-                .map(|place| self.numbers[*place as usize])
-                .collect(),
-        };
-        Ok([chosen(order), chosen(rest)])
+        Ok([self.chosen(&order), self.chosen(&rest)])
     }
 
     fn too_few(&self, share: f64) -> Error {
@@ -244,18 +271,19 @@ impl Part {
         if count == 0 || count >= all {
             return self;
         }
-        let numbers = (0..count).map(|place| self.numbers[place * all / count]);
-        Self {
-            numbers: numbers.collect(),
-            ..self
-        }
+        self.with(
+            (0..count)
+                .map(|place| self.numbers[place * all / count])
+                .collect(),
+        )
     }
 
-    /// The same pictures decoded and kept in memory, where that is little; those that cannot be read are left out and returned.
+    /// The same pictures decoded and kept in memory, where `budget` bytes are enough, which become less by them; those that cannot be read are left out and
+    /// returned. Else the part as it is.
     ///
     /// # Errors
     /// [`Error::Data`] when no picture can be read, and the first bad picture's own error when `strict`.
-    pub fn kept(self, strict: bool) -> Result<(Self, Vec<Bad>)> {
+    pub fn kept(self, budget: &mut usize, strict: bool) -> Result<(Self, Vec<Bad>)> {
         let Some(first) = (0..self.len().min(16)).find_map(|place| self.picture(place).ok()) else {
             if self.is_empty() {
                 return Err(Error::data("", "there is no picture"));
@@ -263,10 +291,11 @@ impl Part {
             return self.picture(0).map(|_| (self, Vec::new()));
         };
         let bytes = first.width() * first.height() * first.channels();
-        if bytes.saturating_mul(self.len()) > KEPT {
+        if bytes.saturating_mul(self.len()) > *budget {
             return Ok((self, Vec::new()));
         }
-        let (mut images, mut labels, mut bad, mut held) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let (mut images, mut labels, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bad, mut left) = (Vec::new(), *budget);
         let decoded = densely_data::image::decode_ordered(
             Arc::clone(&self.pictures),
             &self.numbers,
@@ -276,17 +305,18 @@ impl Part {
         for (number, image) in decoded {
             match image {
                 Ok(image) => {
-                    held += image.pixels().len();
-                    if held > 2 * KEPT {
-                        return Ok((self, bad));
-                    }
+                    let Some(rest) = left.checked_sub(image.pixels().len()) else {
+                        return Ok((self, Vec::new()));
+                    };
+                    left = rest;
                     images.push(image);
+                    names.push(self.named(number));
                     // A data set without classes has none for any picture.
                     labels.extend(self.pictures.label(number));
                 }
                 Err(error) if strict => return Err(error),
                 Err(error) => bad.push(Bad {
-                    name: self.pictures.name(number),
+                    name: self.named(number),
                     reason: error.to_string(),
                 }),
             }
@@ -294,8 +324,13 @@ impl Part {
         if images.is_empty() {
             return Err(Error::data("", "no picture can be read"));
         }
+        *budget = left;
         let kept = InMemory::new(images, &labels, self.classes().to_vec())?;
-        Ok((Self::all(Arc::new(kept)), bad))
+        let kept = Self {
+            names: Some(Arc::new(names)),
+            ..Self::all(Arc::new(kept))
+        };
+        Ok((kept, bad))
     }
 }
 
@@ -312,6 +347,8 @@ pub struct Batch {
     pub image: Tensor,
     /// `[batch]`, i64.
     pub label: Tensor,
+    /// Of each picture in its part.
+    pub places: Vec<i64>,
 }
 
 /// What is made of a picture: its place in the part, and its pixels.
@@ -383,9 +420,9 @@ impl Batches<Batch> {
 }
 
 fn batch(part: &Part, places: &[i64], prepare: &Prepare, strict: bool) -> Result<Batch> {
-    let (mut images, mut labels) = (Vec::new(), Vec::new());
-    for place in places {
-        let place = *place as usize;
+    let (mut images, mut labels, mut read) = (Vec::new(), Vec::new(), Vec::new());
+    for number in places {
+        let place = *number as usize;
         let picture = part
             .picture(place)
             .and_then(|picture| prepare(place, &picture));
@@ -393,6 +430,7 @@ fn batch(part: &Part, places: &[i64], prepare: &Prepare, strict: bool) -> Result
             Ok(image) => {
                 images.push(image);
                 labels.push(part.label(place)?);
+                read.push(*number);
             }
             Err(error) if strict => return Err(error),
             Err(error) => tracing::warn!("left out: {}: {error}", part.name(place)),
@@ -404,6 +442,7 @@ fn batch(part: &Part, places: &[i64], prepare: &Prepare, strict: bool) -> Result
     Ok(Batch {
         image: Tensor::f_stack(&images, 0)?,
         label: Tensor::from_slice(&labels),
+        places: read,
     })
 }
 
@@ -544,8 +583,9 @@ impl Prepared {
     /// Those of the files; [`Error::Config`] for a part without pictures; [`Error::Data`] when the parts do not have the same classes.
     pub fn open(folder: &Path, settings: &DataSettings) -> Result<Self> {
         settings.validate()?;
-        let open = |source: &Source| source.open(folder).map(Part::all);
-        let all = open(&settings.train)?;
+        let all = Part::all(settings.train.open(folder, &[])?);
+        let known = all.classes().to_vec();
+        let open = |source: &Source| source.open(folder, &known).map(Part::all);
         let test = settings.test.as_ref().map(open).transpose()?;
         let (valid, train) = match &settings.valid {
             Some(valid) => (open(valid)?, all),
@@ -556,18 +596,11 @@ impl Prepared {
         let classes = classes(&settings.classes, &train)?;
         for (name, part) in [("valid", Some(&valid)), ("test", test.as_ref())] {
             let Some(part) = part else { continue };
-            if part.classes() != train.classes() {
-                let reason = format!(
-                    "the classes of `{name}` ({}) are not those of `train` ({})",
-                    part.classes().join(", "),
-                    train.classes().join(", ")
-                );
-                return Err(Error::data("", reason));
-            }
+            same_classes(name, part, &known, classes.len())?;
         }
-        let mut bad = Vec::new();
+        let (mut bad, mut budget) = (Vec::new(), KEPT);
         let mut keep = |part: Part| -> Result<Part> {
-            let (part, left_out) = part.kept(settings.strict)?;
+            let (part, left_out) = part.kept(&mut budget, settings.strict)?;
             bad.extend(left_out);
             Ok(part)
         };
@@ -581,6 +614,24 @@ impl Prepared {
             bad,
         })
     }
+}
+
+/// Whether the labels of `part` mean what `known` names: the same names, or numbers of which there are not more.
+pub(crate) fn same_classes(what: &str, part: &Part, known: &[String], count: usize) -> Result<()> {
+    let own = part.classes();
+    let numbers = |names: &[String]| {
+        let mut names = names.iter().enumerate();
+        names.all(|(place, name)| *name == place.to_string())
+    };
+    if own == known || (numbers(own) && own.len() <= count) {
+        return Ok(());
+    }
+    let reason = format!(
+        "the classes of {what} ({}) are not those that are trained on ({})",
+        own.join(", "),
+        known.join(", ")
+    );
+    Err(Error::data("", reason))
 }
 
 /// The names that the settings give, or the files', or numbers.

@@ -38,21 +38,6 @@ const STRIPS: &[TensorSpec] = &[
     spec("stage3", &["B", "8E", "S/32", "S/32"]),
 ];
 
-const IMAGES_1: &[TensorSpec] = &[
-    spec("restored", &["B", "C", "H", "W"]),
-    spec("stage0_scale0", &["B", "C", "H/4", "W/4"]),
-    spec("stage0_scale1", &["B", "C", "H/2", "W/2"]),
-    spec("stage0_scale2", &["B", "C", "H", "W"]),
-];
-const IMAGES_2: &[TensorSpec] = &[
-    spec("restored", &["B", "C", "H", "W"]),
-    spec("stage0_scale0", &["B", "C", "H/4", "W/4"]),
-    spec("stage0_scale1", &["B", "C", "H/2", "W/2"]),
-    spec("stage0_scale2", &["B", "C", "H", "W"]),
-    spec("stage1_scale0", &["B", "C", "H/4", "W/4"]),
-    spec("stage1_scale1", &["B", "C", "H/2", "W/2"]),
-    spec("stage1_scale2", &["B", "C", "H", "W"]),
-];
 const IMAGES_3: &[TensorSpec] = &[
     spec("restored", &["B", "C", "H", "W"]),
     spec("stage0_scale0", &["B", "C", "H/4", "W/4"]),
@@ -65,6 +50,10 @@ const IMAGES_3: &[TensorSpec] = &[
     spec("stage2_scale1", &["B", "C", "H/2", "W/2"]),
     spec("stage2_scale2", &["B", "C", "H", "W"]),
 ];
+
+/// The restored image, and three scales of each stage.
+const IMAGES_1: &[TensorSpec] = IMAGES_3.split_at(4).0;
+const IMAGES_2: &[TensorSpec] = IMAGES_3.split_at(7).0;
 
 /// A row of the list; multiply-accumulates are those of a picture of 224 × 224, MAXIM's of 256 × 256.
 macro_rules! row {

@@ -24,6 +24,12 @@ impl Default for Tiling {
 }
 
 impl Tiling {
+    /// No picture is cut.
+    pub const WHOLE: Self = Self {
+        tile: i64::MAX / 4,
+        overlap: 0,
+    };
+
     /// Checks the sizes.
     ///
     /// # Errors

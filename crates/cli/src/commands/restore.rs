@@ -1,5 +1,6 @@
 //! `densely restore`: noise, blur or rain taken out of pictures of any size.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -91,16 +92,16 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         // The parser asks for one of both.
         _ => return Ok(()),
     };
-    let whole = Tiling {
-        tile: i64::MAX / 4,
-        overlap: 0,
-    };
     let tiling = Tiling {
         tile: arguments.tile,
         overlap: arguments.overlap,
     };
     let options = RestoreOptions {
-        tiling: if arguments.tile == 0 { whole } else { tiling },
+        tiling: if arguments.tile == 0 {
+            Tiling::WHOLE
+        } else {
+            tiling
+        },
         ensemble: arguments.ensemble,
     };
     options.tiling.validate()?;
@@ -152,6 +153,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 /// Each picture and the file it becomes; folders keep what is below them.
 fn jobs(arguments: &Arguments) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut jobs: Vec<(PathBuf, PathBuf)> = Vec::new();
+    let mut taken: HashMap<PathBuf, PathBuf> = HashMap::new();
     for path in &arguments.pictures {
         for from in files(std::slice::from_ref(path))? {
             let below = if path.is_dir() {
@@ -164,20 +166,35 @@ fn jobs(arguments: &Arguments) -> Result<Vec<(PathBuf, PathBuf)>> {
                 Path::to_owned,
             );
             let to = arguments.out.join(name.with_extension("png"));
-            if let Some((other, _)) = jobs.iter().find(|(_, taken)| *taken == to) {
-                let reason = format!(
-                    "{} and {} would both become {}",
-                    other.display(),
-                    from.display(),
-                    to.display()
-                );
-                return Err(Error::config("out", reason));
+            let mut written = vec![to.clone()];
+            if arguments.side_by_side {
+                written.push(beside_name(&to));
             }
-            densely_core::fs::refuse_overwriting("out", &to, &[&from])?;
+            for to in written {
+                if let Some(other) = taken.insert(to.clone(), from.clone()) {
+                    let reason = format!(
+                        "{} and {} would both become {}",
+                        other.display(),
+                        from.display(),
+                        to.display()
+                    );
+                    return Err(Error::config("out", reason));
+                }
+            }
             jobs.push((from, to));
         }
     }
+    let sources: Vec<&Path> = jobs.iter().map(|(from, _)| from.as_path()).collect();
+    for (_, to) in &jobs {
+        if to.exists() {
+            densely_core::fs::refuse_overwriting("out", to, &sources)?;
+        }
+    }
     Ok(jobs)
+}
+
+fn beside_name(to: &Path) -> PathBuf {
+    to.with_extension("before-after.png")
 }
 
 fn one(
@@ -203,18 +220,22 @@ fn one(
         bar.update(0, done as u64, None);
     })?;
     bar.finish();
+    if restored.isfinite().all().int64_value(&[]) == 0 {
+        let reason = "the network gives values that are not numbers; are its weights damaged?";
+        return Err(Error::data(from, reason));
+    }
     if let Some(folder) = to.parent() {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     }
-    let (before, after) = (to_image(&xs)?, to_image(&restored)?);
+    let after = to_image(&restored)?;
     if let AnyImage::Sixteen(_) = picture {
         image::write_png16(to, &deep(&restored)?)?;
     } else {
         image::write_png(to, &after)?;
     }
     if side_by_side {
-        let both = beside(&before, &after)?;
-        image::write_png(&to.with_extension("before-after.png"), &both)?;
+        let both = beside(&to_image(&xs)?, &after)?;
+        image::write_png(&beside_name(to), &both)?;
     }
     Ok(())
 }

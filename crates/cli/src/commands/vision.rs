@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod fit;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result};
@@ -148,18 +149,28 @@ fn train(arguments: &Train, common: &Common) -> Result<()> {
     data.valid_share = arguments.valid;
     data.channels = if arguments.grey { 1 } else { 3 };
     data.strict = arguments.strict;
+    let (of_data, others): (Vec<_>, Vec<_>) = arguments
+        .changes
+        .iter()
+        .map(|change| change.trim().to_owned())
+        .partition(|change| change.starts_with("data."));
+    let of_data: Vec<String> = of_data
+        .iter()
+        .map(|change| change["data.".len()..].to_owned())
+        .collect();
+    let data = recipe::changed(&data, &of_data)?;
     let folder = if arguments.data.is_file() {
         arguments.data.parent().unwrap_or(Path::new(""))
     } else {
         &arguments.data
     };
     let prepared = Prepared::open(folder, &data)?;
-    let settings = arguments.settings(data, &prepared, common)?;
+    let settings = arguments.settings(data, &prepared, &others, common)?;
     describe(&prepared, common);
-    let out = arguments.out.clone().unwrap_or_else(|| {
-        let name = arguments.data.file_stem().unwrap_or_default();
-        Path::new("runs").join(name)
-    });
+    let out = match &arguments.out {
+        Some(out) => out.clone(),
+        None => Path::new("runs").join(name_of(&arguments.data)?),
+    };
     let title = format!("{} on {}", settings.model.preset, arguments.data.display());
     let job = Job {
         title: &title,
@@ -214,17 +225,21 @@ impl Train {
         &self,
         data: DataSettings,
         prepared: &Prepared,
+        changes: &[String],
         common: &Common,
     ) -> Result<ClassifySettings> {
         let channels = data.channels as usize;
-        let mut sides = 0;
-        for place in 0..prepared.train.len().min(64) {
-            if let Ok(picture) = prepared.train.picture(place) {
-                sides = sides.max(picture.width().max(picture.height()));
+        let mut sides = HashSet::new();
+        let count = prepared.train.len().min(64);
+        for place in 0..count {
+            // Evenly spread: folders come class by class.
+            if let Ok(picture) = prepared.train.picture(place * prepared.train.len() / count) {
+                sides.extend([picture.width(), picture.height()]);
             }
         }
-        let small = sides <= SMALL;
-        let size = self.size.unwrap_or(if small { sides as i64 } else { 224 });
+        let side = sides.iter().copied().max().unwrap_or(0);
+        let small = sides.len() == 1 && side <= SMALL;
+        let size = self.size.unwrap_or(if small { side as i64 } else { 224 });
         let mut model = ModelSettings {
             preset: self.model.clone(),
             weights: self
@@ -279,10 +294,10 @@ impl Train {
         let steps = (prepared.train.len() as u64).div_ceil(train.batch_size.max(1) as u64);
         train.schedule = ScheduleConfig {
             shape: Shape::Cosine { min_lr: 0.0 },
-            warmup_steps: (steps * train.epochs / 10).min(WARMUP),
+            warmup_steps: (steps.saturating_mul(train.epochs) / 10).min(WARMUP),
         };
         let settings = ClassifySettings { data, model, train };
-        recipe::changed(&settings, &self.changes)
+        recipe::changed(&settings, changes)
     }
 }
 
@@ -332,12 +347,12 @@ fn evaluate(arguments: &Evaluate, common: &Common) -> Result<()> {
     } else {
         (arguments.data.as_path(), String::new())
     };
-    let part = Part::all(source(folder, &name).open(folder)?);
+    let classes = &classifier.pipeline.classes;
+    let part = Part::all(source(folder, &name).open(folder, classes)?);
     if part.is_empty() {
         return Err(Error::data(&arguments.data, "there is no picture"));
     }
     let (found, _) = classifier.evaluate(&part, arguments.strict)?;
-    let classes = &classifier.pipeline.classes;
     if common.json {
         println!(
             "{}",
@@ -364,4 +379,16 @@ fn evaluate(arguments: &Evaluate, common: &Common) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What the run of this data set is called.
+fn name_of(data: &Path) -> Result<std::ffi::OsString> {
+    let whole = data.canonicalize().map_err(Error::io(data))?;
+    let name = if whole.is_file() {
+        whole.file_stem()
+    } else {
+        whole.file_name()
+    };
+    let none = || Error::config("--out", "must be given: the data set's folder has no name");
+    name.map(ToOwned::to_owned).ok_or_else(none)
 }

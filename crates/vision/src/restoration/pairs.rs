@@ -1,5 +1,6 @@
 //! Pairs of spoilt and clean pictures.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use tch::Tensor;
 
 use super::settings::{DataSettings, PairSource};
 use crate::classify::converted;
-use crate::data::{Bad, Part};
+use crate::data::{Bad, KEPT, Part};
 use crate::degrade::{Degradation, degrade};
 use crate::transforms::{PairTransform, Rng};
 
@@ -27,40 +28,20 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    fn open(
-        folder: &Path,
-        source: &PairSource,
-        settings: &DataSettings,
-        bad: &mut Vec<Bad>,
-    ) -> Result<Self> {
-        let mut open = |path: &str| -> Result<(Part, Vec<String>)> {
-            let pictures: Arc<dyn Pictures> = Arc::new(Files::below(&folder.join(path))?);
-            let names: Vec<String> = (0..pictures.len()).map(|i| pictures.name(i)).collect();
-            let (part, left_out) =
-                Part::all(pictures).kept(settings.strict || source.spoilt.is_some())?;
-            bad.extend(left_out);
-            Ok((part, names))
+    fn open(folder: &Path, source: &PairSource, settings: &DataSettings) -> Result<Self> {
+        let open = |path: &str| -> Result<Part> {
+            let files: Arc<dyn Pictures> = Arc::new(Files::below(&folder.join(path))?);
+            Ok(Part::all(files))
         };
-        let (clean, names) = open(&source.clean)?;
-        let spoilt = source.spoilt.as_deref().map(&mut open).transpose()?;
-        if let Some((spoilt, others)) = &spoilt
-            && spoilt.len() != clean.len()
-        {
-            let odd = others.iter().zip(&names).find(|(a, b)| stem(a) != stem(b));
-            let reason = format!(
-                "{} has {} pictures and {} has {}; the first that do not go together: {}",
-                source.clean,
-                clean.len(),
-                source.spoilt.as_deref().unwrap_or_default(),
-                spoilt.len(),
-                odd.map_or("the last".to_owned(), |(a, b)| format!("{a} and {b}"))
-            );
-            return Err(Error::data(folder, reason));
+        let clean = open(&source.clean)?;
+        let spoilt = source.spoilt.as_deref().map(open).transpose()?;
+        if let (Some(spoilt), Some(path)) = (&spoilt, &source.spoilt) {
+            go_together(folder, (&source.clean, &clean), (path, spoilt))?;
         }
         Ok(Self {
             name: source.name(),
             clean,
-            spoilt: spoilt.map(|(part, _)| part),
+            spoilt,
             degrade: settings.degrade.clone(),
             channels: settings.channels,
         })
@@ -72,6 +53,21 @@ impl Pairs {
             spoilt: self.spoilt.map(|part| part.thinned(count)),
             ..self
         }
+    }
+
+    /// Decoded and kept in memory, where `budget` is enough. Of pairs none may be bad, or the two would no longer go together.
+    fn kept(self, budget: &mut usize, strict: bool, bad: &mut Vec<Bad>) -> Result<Self> {
+        let paired = self.spoilt.is_some();
+        let mut keep = |part: Part| -> Result<Part> {
+            let (part, left_out) = part.kept(budget, strict || paired)?;
+            bad.extend(left_out);
+            Ok(part)
+        };
+        Ok(Self {
+            clean: keep(self.clean)?,
+            spoilt: self.spoilt.map(keep).transpose()?,
+            ..self
+        })
     }
 
     /// Pairs.
@@ -107,7 +103,7 @@ impl Pairs {
             return Ok([spoilt, clean]);
         }
         Err(Error::Shape {
-            what: format!("spoilt picture {}", place + 1),
+            what: format!("the spoilt picture of {}", self.clean.name(place)),
             expected: format!("{:?} as the clean one", clean.size()),
             got: format!("{:?}", spoilt.size()),
         })
@@ -120,11 +116,51 @@ impl Pairs {
         rng: &mut Rng,
     ) -> Result<(Tensor, Tensor)> {
         let clean = self.image(&self.clean, place)?;
-        match &self.spoilt {
+        let square = match &self.spoilt {
             Some(part) => augment.apply(&self.image(part, place)?, &clean, rng),
             None => augment.apply_clean(&clean, &self.degrade, rng),
-        }
+        };
+        square.map_err(|error| match error {
+            Error::Shape { expected, got, .. } => Error::Shape {
+                what: self.clean.name(place),
+                expected,
+                got,
+            },
+            other => other,
+        })
     }
+}
+
+/// Whether clean and spoilt pictures are as many, and of the same names where any name is in both.
+fn go_together(
+    folder: &Path,
+    (clean_path, clean): (&str, &Part),
+    (spoilt_path, spoilt): (&str, &Part),
+) -> Result<()> {
+    let names = |part: &Part| {
+        (0..part.len())
+            .map(|place| part.name(place))
+            .collect::<Vec<_>>()
+    };
+    let (clean, spoilt) = (names(clean), names(spoilt));
+    let odd = clean.iter().zip(&spoilt).find(|(a, b)| stem(a) != stem(b));
+    let known: HashSet<&str> = clean.iter().map(|name| stem(name)).collect();
+    let some_alike = spoilt.iter().any(|name| known.contains(stem(name)));
+    if clean.len() == spoilt.len() && (odd.is_none() || !some_alike) {
+        if let Some((a, b)) = odd {
+            tracing::warn!(
+                "{clean_path} and {spoilt_path} have no name in common: paired in their order, {a} with {b}"
+            );
+        }
+        return Ok(());
+    }
+    let reason = format!(
+        "{clean_path} has {} pictures and {spoilt_path} has {}; the first that do not go together: {}",
+        clean.len(),
+        spoilt.len(),
+        odd.map_or("the last".to_owned(), |(a, b)| format!("{a} and {b}"))
+    );
+    Err(Error::data(folder, reason))
 }
 
 /// All pictures below a folder, without classes.
@@ -194,15 +230,8 @@ impl Prepared {
     /// # Errors
     /// Those of the files; [`Error::Config`] for a part without pictures.
     pub fn open(folder: &Path, settings: &DataSettings) -> Result<Self> {
-        let mut bad = Vec::new();
-        let mut open = |source| Pairs::open(folder, source, settings, &mut bad);
-        let thinned = |pairs: Pairs| pairs.thinned(settings.test_limit);
+        let open = |source| Pairs::open(folder, source, settings);
         let all = open(&settings.train)?;
-        let test = settings
-            .test
-            .iter()
-            .map(|source| open(source).map(thinned))
-            .collect::<Result<_>>()?;
         let (train, valid) = if let Some(valid) = &settings.valid {
             (all, open(valid)?)
         } else {
@@ -219,9 +248,17 @@ impl Prepared {
             };
             (pairs(train, spoilt_train), pairs(valid, spoilt_valid))
         };
+        let (mut bad, mut budget) = (Vec::new(), KEPT);
+        let mut keep = |pairs: Pairs| pairs.kept(&mut budget, settings.strict, &mut bad);
+        let train = keep(train)?;
+        let valid = keep(valid.thinned(settings.test_limit))?;
+        let mut test = Vec::new();
+        for source in &settings.test {
+            test.push(keep(open(source)?.thinned(settings.test_limit))?);
+        }
         Ok(Self {
             train,
-            valid: thinned(valid),
+            valid,
             test,
             bad,
         })

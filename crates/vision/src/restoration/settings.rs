@@ -80,7 +80,7 @@ pub struct DataSettings {
     /// Pictures of the validation and test sets each at most, evenly spread; 0 for all.
     #[serde(default)]
     pub test_limit: usize,
-    /// End at the first picture that cannot be read, instead of leaving it out.
+    /// End at the first picture that cannot be read, instead of leaving it out. Pairs, and sets of more than 2 GB, always end there.
     #[serde(default)]
     pub strict: bool,
 }
@@ -157,7 +157,7 @@ pub struct TrainSettings {
     pub schedule: ScheduleConfig,
     /// Squares per step.
     pub batch_size: i64,
-    /// Squares of an epoch; each is of the next picture of a random order.
+    /// Squares of an epoch; each is of the next picture of a random order, which goes on in the next epoch.
     pub epoch_squares: i64,
     /// Epochs at most.
     pub epochs: u64,
@@ -216,6 +216,16 @@ impl RestoreSettings {
         check::dropout("data.valid_share", data.valid_share)?;
         for step in &data.degrade {
             step.validate()?;
+        }
+        let names: Vec<String> = data.test.iter().map(PairSource::name).collect();
+        if let Some(name) = names
+            .iter()
+            .enumerate()
+            .find_map(|(place, name)| names[..place].contains(name).then_some(name))
+        {
+            let reason =
+                format!("has two sets that are called `{name}`: give each a `name` of its own");
+            return Err(Error::config("data.test", reason));
         }
         for (field, value) in [
             ("train.batch_size", train.batch_size),

@@ -1,6 +1,11 @@
 //! Weights and pictures that a formula gives, as the golden scripts of large networks have them, and what is kept of gradients.
 
+use densely_core::Preset;
+use densely_core::registry::find;
 use densely_core::weights;
+use densely_testkit::assert_close;
+use densely_vision::PRESETS;
+use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
@@ -38,4 +43,31 @@ pub(crate) fn two_numbers(grad: &Tensor) -> Tensor {
         &[(&flat * wave).sum(grad.kind()), flat.abs().sum(grad.kind())],
         0,
     )
+}
+
+pub(crate) fn largest(xs: &Tensor) -> f64 {
+    xs.abs().max().double_value(&[])
+}
+
+/// To `tolerance` of the largest value.
+pub(crate) fn assert_near(actual: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_close(actual, expected, tolerance, tolerance * largest(expected));
+}
+
+/// Compares parameters and multiply-accumulates of `count` presets with those that the reference's golden has, and shows each with its line to `also`.
+pub(crate) fn assert_counts(golden: &str, count: usize, also: &mut dyn FnMut(&Preset, &Value)) {
+    let path = format!(
+        "{}/tests/goldens/{golden}_counts.json",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let text = std::fs::read_to_string(path).expect("a golden");
+    let file: Value = serde_json::from_str(&text).expect("JSON");
+    let counts = file["counts"].as_object().expect("an object");
+    assert_eq!(counts.len(), count);
+    for (name, expected) in counts {
+        let preset = find(PRESETS, name).expect("a preset");
+        assert_eq!(preset.params, expected["params"], "{name}");
+        assert_eq!(preset.macs, expected["macs"], "{name}");
+        also(preset, expected);
+    }
 }

@@ -8,6 +8,8 @@ use densely_vision::poolformer::PoolFormerConfig;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
+use crate::drawn::largest;
+
 struct Trial {
     vs: VarStore,
     model: Box<dyn Model>,
@@ -102,10 +104,6 @@ const SIZES: [[i64; 3]; 6] = [
     [3, 32, 64],
     [2, 224, 224],
 ];
-
-fn largest(xs: &Tensor) -> f64 {
-    xs.abs().max().double_value(&[])
-}
 
 /// The largest difference over the largest value; gradients that are 0 in truth, as those of a shift before a difference, are compared
 /// with what others have.

@@ -3,11 +3,12 @@
 use densely_core::weights::{self, Strictness};
 use densely_core::{Model, Result, Tensors, nn, seeded};
 use densely_testkit::{Golden, assert_bits, assert_close, goldens};
+use densely_vision::PoolFormerConfig;
 use densely_vision::poolformer::PoolFormer;
-use densely_vision::{PRESETS, PoolFormerConfig};
-use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
+
+use crate::drawn::{assert_counts, assert_near, largest};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -28,15 +29,6 @@ fn load(golden: &Golden, kind: Kind) -> Result<(VarStore, PoolFormer)> {
         weights::without_aliases(golden.path(), golden.group("weight."), &model.aliases())?;
     weights::load_tensors(&vs, golden.path(), &theirs, Strictness::All)?;
     Ok((vs, model))
-}
-
-fn largest(xs: &Tensor) -> f64 {
-    xs.abs().max().double_value(&[])
-}
-
-/// To `tolerance` of the largest value.
-fn assert_near(actual: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_close(actual, expected, tolerance, tolerance * largest(expected));
 }
 
 #[test]
@@ -90,19 +82,7 @@ fn poolformer_equals_transformers_and_timm() -> Result<()> {
 
 #[test]
 fn counts_are_those_of_timm() {
-    let path = format!("{HERE}/tests/goldens/poolformer_counts.json");
-    let text = std::fs::read_to_string(path).expect("a golden");
-    let file: Value = serde_json::from_str(&text).expect("JSON");
-    let counts = file["counts"].as_object().expect("an object");
-    assert_eq!(counts.len(), 10);
-    for (name, expected) in counts {
-        let preset = PRESETS
-            .iter()
-            .find(|preset| preset.name == name)
-            .expect("a preset");
-        assert_eq!(preset.params, expected["params"], "{name}");
-        assert_eq!(preset.macs, expected["macs"], "{name}");
-    }
+    assert_counts("poolformer", 10, &mut |_, _| ());
 }
 
 /// One state dict by three dialects of names gives the same bits, and a key too many, too few or of another shape is named.

@@ -2,12 +2,11 @@
 
 use densely_core::{Model, Result, Tensors, nn, seeded, weights};
 use densely_testkit::{Golden, assert_close, goldens};
-use densely_vision::{Maxim, MaximConfig, PRESETS};
-use serde_json::Value;
+use densely_vision::{Maxim, MaximConfig};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use crate::drawn::{draw, places, two_numbers};
+use crate::drawn::{assert_counts, draw, places, two_numbers};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -143,24 +142,10 @@ fn a_batch_of_two_is_two_singles() -> Result<()> {
 
 #[test]
 fn counts_are_those_of_the_released_code() {
-    let path = format!("{HERE}/tests/goldens/maxim_counts.json");
-    let text = std::fs::read_to_string(path).expect("a golden");
-    let file: Value = serde_json::from_str(&text).expect("JSON");
-    let counts = file["counts"].as_object().expect("an object");
-    assert_eq!(counts.len(), 3);
-    for (name, expected) in counts {
-        let preset = PRESETS
-            .iter()
-            .find(|preset| preset.name == name)
-            .expect("a preset");
-        assert_eq!(preset.params, expected["params"], "{name}");
-        assert_eq!(preset.macs, expected["macs"], "{name}");
+    assert_counts("maxim", 3, &mut |preset, expected| {
         let vs = VarStore::new(Device::Cpu);
         seeded(0, || (preset.build)(&(preset.config)(), &vs.root())).expect("a preset builds");
-        assert_eq!(
-            vs.trainable_variables().len() as u64,
-            expected["tensors"],
-            "{name}"
-        );
-    }
+        let tensors = vs.trainable_variables().len() as u64;
+        assert_eq!(tensors, expected["tensors"], "{}", preset.name);
+    });
 }

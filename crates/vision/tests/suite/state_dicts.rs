@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use densely_core::weights::{self, Strictness};
 use densely_core::{Error, Model, Result, Tensors, seeded};
-use densely_testkit::{Golden, assert_close};
+use densely_testkit::Golden;
 use densely_vision::PoolFormerConfig;
 use densely_vision::poolformer::PoolFormer;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
+
+use crate::drawn::assert_near;
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -30,12 +32,6 @@ fn built(config: &PoolFormerConfig) -> Result<(VarStore, PoolFormer)> {
     Ok((vs, model))
 }
 
-/// To 1e-5 of the largest value.
-fn assert_near(actual: &Tensor, expected: &Tensor) {
-    let largest = expected.abs().max().double_value(&[]);
-    assert_close(actual, expected, 1e-5, 1e-5 * largest);
-}
-
 #[test]
 fn what_transformers_and_timm_save_gives_their_logits() -> Result<()> {
     for package in ["transformers", "timm"] {
@@ -44,7 +40,7 @@ fn what_transformers_and_timm_save_gives_their_logits() -> Result<()> {
         let report = weights::load_aliased(&vs, &file(package), &model.aliases(), Strictness::All)?;
         assert_eq!(report.loaded.len(), weights::named(&vs).len());
         let logits = model.logits(&picture(), false)?;
-        assert_near(&logits, &golden.tensor("logits"));
+        assert_near(&logits, &golden.tensor("logits"), 1e-5);
     }
     Ok(())
 }
@@ -64,7 +60,7 @@ fn the_maps_of_a_classifier_are_those_of_timm() -> Result<()> {
     let head = Strictness::Except(&["head.", "norm."]);
     weights::load_tensors(&vs, &file("timm"), &tensors, head)?;
     for (stage, map) in model.features(&picture(), false)?.iter().enumerate() {
-        assert_near(map, &golden.tensor(&format!("stage{stage}")));
+        assert_near(map, &golden.tensor(&format!("stage{stage}")), 1e-5);
     }
     Ok(())
 }

@@ -3,12 +3,11 @@
 use densely_core::weights;
 use densely_core::{Model, Result, Tensors, nn, seeded};
 use densely_testkit::{Golden, assert_close, goldens};
-use densely_vision::{PRESETS, StripMlpConfig};
-use serde_json::Value;
+use densely_vision::StripMlpConfig;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 
-use crate::drawn::{draw, places, two_numbers};
+use crate::drawn::{assert_counts, draw, places, two_numbers};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -78,24 +77,13 @@ fn strip_mlp_equals_the_authors_code() -> Result<()> {
 
 #[test]
 fn counts_are_those_of_the_authors_code() {
-    let path = format!("{HERE}/tests/goldens/strip_mlp_counts.json");
-    let text = std::fs::read_to_string(path).expect("a golden");
-    let file: Value = serde_json::from_str(&text).expect("JSON");
-    let counts = file["counts"].as_object().expect("an object");
-    assert_eq!(counts.len(), 4);
-    for (name, expected) in counts {
-        let preset = PRESETS
-            .iter()
-            .find(|preset| preset.name == name)
-            .expect("a preset");
-        assert_eq!(preset.params, expected["params"], "{name}");
-        assert_eq!(preset.macs, expected["macs"], "{name}");
+    assert_counts("strip_mlp", 4, &mut |preset, expected| {
         let vs = VarStore::new(Device::Cpu);
         seeded(0, || (preset.build)(&(preset.config)(), &vs.root())).expect("a preset builds");
         let buffers = weights::named(&vs)
             .into_values()
             .filter(|xs| !xs.requires_grad());
         let values: usize = buffers.map(|xs| xs.numel()).sum();
-        assert_eq!(values as u64, expected["buffers"], "{name}");
-    }
+        assert_eq!(values as u64, expected["buffers"], "{}", preset.name);
+    });
 }

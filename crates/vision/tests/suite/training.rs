@@ -131,7 +131,7 @@ fn a_classifier_learns_resumes_to_the_same_bits_and_classifies() -> Result<()> {
         Source::Folder {
             path: "train".to_owned(),
         }
-        .open(folder.path())?,
+        .open(folder.path(), &[])?,
     );
     let (found, logits) = classifier.evaluate(&part, true)?;
     assert_eq!((found.pictures, logits.size()), (72, vec![72, 3]));
@@ -222,11 +222,32 @@ fn bad_pictures_are_counted_and_bad_data_is_named() -> Result<()> {
     assert_eq!(prepared.bad.len(), 1);
     assert!(prepared.bad[0].reason.contains("002.png"));
     assert_eq!(prepared.train.len() + prepared.valid.len(), 17);
+    assert!(
+        prepared.train.name(0).ends_with(".png"),
+        "kept pictures have their names"
+    );
     settings.data.strict = true;
     let strict = Prepared::open(folder.path(), &settings.data);
     assert!(strict.is_err_and(|e| e.to_string().contains("002.png")));
 
+    // A test set may lack a class, but not have another one.
     settings.data.strict = false;
+    pictures(&at("test"), 2);
+    std::fs::remove_dir_all(at("test/green")).expect("a folder");
+    settings.data.test = Some(Source::Folder {
+        path: "test".to_owned(),
+    });
+    let test = Prepared::open(folder.path(), &settings.data)?.test;
+    let labels: Vec<i64> = test
+        .iter()
+        .flat_map(|test| (0..test.len()).map(|place| test.label(place).expect("a label")))
+        .collect();
+    assert_eq!(labels, [0, 0, 2, 2], "blue and red");
+    std::fs::rename(at("test/red"), at("test/rose")).expect("a folder");
+    let other = Prepared::open(folder.path(), &settings.data);
+    assert!(other.is_err_and(|e| e.to_string().contains("rose")));
+    settings.data.test = None;
+
     settings.data.classes = vec!["one".to_owned()];
     let few = Prepared::open(folder.path(), &settings.data);
     assert!(few.is_err_and(|e| e.to_string().contains("at least 3")));

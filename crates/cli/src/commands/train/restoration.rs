@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result};
-use densely_data::image::encode_png;
 use densely_train::machine::device_name;
 use densely_train::plot::grid::{self, Cell};
 use densely_train::plot::run_plots;
@@ -12,13 +11,14 @@ use densely_train::run::FitOptions;
 use densely_vision::restoration::{
     Judged, Outcome, Prepared, RestoreOptions, RestoreSettings, Restorer, fit,
 };
+use densely_vision::tiles::Tiling;
 use densely_vision::transforms::to_image;
 use serde_json::{Map, Value, json};
 use tch::get_num_threads;
 
 use super::{Arguments, over_seeds};
 use crate::Common;
-use crate::commands::vision::fit::warn;
+use crate::commands::vision::fit::{thumbnail, warn};
 use crate::fitting::watched;
 use crate::recipe::{Changes, Recipe};
 
@@ -191,10 +191,15 @@ fn before_after(
         return Ok(None);
     };
     let restorer = Restorer::open(folder, device)?;
+    // As the test sets are judged.
+    let whole = RestoreOptions {
+        tiling: Tiling::WHOLE,
+        ensemble: false,
+    };
     let mut cells = Vec::new();
     for place in 0..pairs.len().min(SHOWN) {
         let [spoilt, clean] = pairs.whole(place)?;
-        let restored = restorer.restore(&spoilt, RestoreOptions::default(), &mut |_, _| {})?;
+        let restored = restorer.restore(&spoilt, whole, &mut |_, _| {})?;
         for (name, xs) in [
             ("as it came", &spoilt),
             ("restored", &restored),
@@ -206,7 +211,7 @@ fn before_after(
                 caption.push(format!("{:.2} dB", found.psnr));
             }
             cells.push(Cell {
-                png: encode_png(&to_image(xs)?)?,
+                png: thumbnail(&to_image(xs)?, 512)?,
                 caption,
                 wrong: false,
             });

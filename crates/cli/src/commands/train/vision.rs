@@ -55,6 +55,10 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
             ))
         })
         .collect::<Result<_>>()?;
+    if let Some((name, _)) = others.iter().find(|(_, other)| other.data != settings.data) {
+        let reason = format!("of `{name}`: all models of a comparison see the same pictures");
+        return Err(Error::config("compare.models.data", reason));
+    }
     let device = common.device.open()?;
     let prepared = Prepared::open(&arguments.data_dir, &settings.data)
         .map_err(|error| recipe.explain(error))?;

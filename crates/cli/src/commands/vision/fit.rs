@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use densely_core::tch::Tensor;
 use densely_core::{Error, Result, tch};
 use densely_data::image::encode_png;
-use densely_data::{Output, write_columns};
+use densely_data::{Image, Output, write_columns};
 use densely_train::metrics::Metric;
 use densely_train::plot::grid::{self, Cell};
 use densely_train::plot::{self, Axes};
@@ -14,6 +14,7 @@ use densely_train::run::{FitOptions, ResumeFrom};
 use densely_vision::classify::{ClassifySettings, Outcome, fit};
 use densely_vision::data::{Bad, Part, Prepared};
 use densely_vision::metrics::Classified;
+use densely_vision::transforms::{Sampling, resize_shorter};
 
 use crate::Common;
 use crate::fitting::watched;
@@ -107,7 +108,7 @@ impl Job<'_> {
         let outcome = watched(&options, common, |observe| {
             fit(self.prepared, self.settings, &options, observe)
         })?;
-        let part = self.prepared.test.as_ref().unwrap_or(&self.prepared.valid);
+        let part = &outcome.judged;
         write_predictions(part, &outcome.logits, &self.prepared.classes, folder)?;
         let plots = self.plots(part, &outcome, folder)?;
         self.report(&outcome, folder, seed)?;
@@ -137,7 +138,7 @@ impl Job<'_> {
             &format!("{words}: samples, and those it was most wrong about"),
             &cells,
             COLUMNS,
-            88,
+            SIDE,
         )?;
         plots.push(path);
         Ok(plots)
@@ -242,9 +243,15 @@ impl Job<'_> {
                 text: String::new(),
             },
         ];
+        let whole = test.as_ref().unwrap_or(valid).len();
+        let unread = whole - outcome.judged.len();
+        let unread = (unread > 0).then(|| {
+            format!("{unread} of {whole} pictures that were to be judged could not be read")
+        });
         let notes = bad
             .iter()
-            .map(|bad| format!("left out: {}: {}", bad.name, bad.reason));
+            .map(|bad| format!("left out: {}: {}", bad.name, bad.reason))
+            .chain(unread);
         let report = Report {
             title: self.title.to_owned(),
             facts,
@@ -306,6 +313,8 @@ pub(crate) fn probability_columns(
     Ok(columns)
 }
 
+/// Pixels that a sample takes in its plot.
+const SIDE: usize = 88;
 const COLUMNS: usize = 8;
 const ROWS: usize = 3;
 
@@ -336,7 +345,7 @@ fn samples(part: &Part, logits: &Tensor, classes: &[String]) -> Result<Vec<Cell>
             caption.push(format!("not {}", classes[taken]));
         }
         cells.push(Cell {
-            png: encode_png(&picture.into_eight())?,
+            png: thumbnail(&picture.into_eight(), 2 * SIDE)?,
             caption,
             wrong: label != taken,
         });
@@ -345,4 +354,12 @@ fn samples(part: &Part, logits: &Tensor, classes: &[String]) -> Result<Vec<Cell>
         return Err(Error::data("", "no picture can be read"));
     }
     Ok(cells)
+}
+
+/// A PNG file of the picture, made smaller where its shorter side has more than `side` pixels: plots hold whole files.
+pub(crate) fn thumbnail(image: &Image, side: usize) -> Result<Vec<u8>> {
+    if image.width().min(image.height()) <= side {
+        return encode_png(image);
+    }
+    encode_png(&resize_shorter(image, side, Sampling::Bilinear)?)
 }
