@@ -209,6 +209,7 @@ fn bad_pictures_have_a_sentence_each() {
     std::fs::create_dir(bench.path("data/blue")).unwrap();
     let empty = bench.vision(&["data", "--out", "other"]).failure().code(1);
     assert!(stderr(&empty).contains("blue"), "{}", stderr(&empty));
+    std::fs::remove_dir(bench.path("data/blue")).unwrap();
     let absent = bench
         .vision(&["absent", "--out", "other"])
         .failure()

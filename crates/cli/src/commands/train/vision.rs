@@ -26,6 +26,9 @@ struct Compare {
     models: Vec<Changes>,
 }
 
+/// Metrics with their values.
+type Named = Vec<(Metric, f64)>;
+
 /// What a model reached over the seeds.
 struct Row {
     name: String,
@@ -75,7 +78,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
         all.push((name, settings, folder));
     }
     let (mut rows, mut plots) = (Vec::new(), Vec::new());
-    let mut own: Vec<(u64, [Vec<(Metric, f64)>; 2])> = Vec::new();
+    let mut own: Vec<(u64, [Named; 2])> = Vec::new();
     for (place, (name, settings, base)) in all.iter().enumerate() {
         let job = Job {
             title: &recipe.title,
