@@ -71,7 +71,7 @@ fn show() -> Result<()> {
     let _no_grad = tch::no_grad_guard();
     let difference = (tiled - model.restore(&picture)?).abs();
     eprintln!(
-        "; difference from the whole picture at once: mean {:.5}, largest {:.5}",
+        "; an untrained network: difference from the whole picture at once: mean {:.3}, largest {:.3}",
         difference.mean(None).double_value(&[]),
         difference.max().double_value(&[])
     );

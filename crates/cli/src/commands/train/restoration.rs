@@ -179,7 +179,7 @@ fn comparison(recipe: &Recipe, outcomes: &[(u64, Outcome)]) -> Value {
 }
 
 /// Pictures that stand side by side: as it came, restored, clean.
-const SHOWN: usize = 4;
+const SHOWN: usize = 2;
 
 fn before_after(
     prepared: &Prepared,
