@@ -141,6 +141,7 @@ fn comparison(recipe: &Recipe, outcomes: &[(u64, Outcome)]) -> Value {
     let Some((_, first)) = outcomes.first() else {
         return Value::Null;
     };
+    let trained: f64 = outcomes.iter().map(|(_, outcome)| outcome.seconds).sum();
     let mut rows = Vec::new();
     for (place, set) in first.test.iter().enumerate() {
         let [came, _] = set.means();
@@ -169,7 +170,7 @@ fn comparison(recipe: &Recipe, outcomes: &[(u64, Outcome)]) -> Value {
                 "mean": mean,
                 "sd": sd,
                 "rank": 1 + means.iter().filter(|other| *other > mean).count(),
-                "seconds": null,
+                "seconds": if *model == recipe.name { trained } else { 0.0 },
                 "peak_mb": null,
                 "note": "",
             }));
