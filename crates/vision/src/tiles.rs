@@ -246,7 +246,7 @@ mod tests {
             overlap: 12,
         }
         .restore(&image, &mut |xs| model(xs), &mut |done, all| {
-            seen.push((done, all))
+            seen.push((done, all));
         })
         .expect("tiles");
         assert_eq!(seen.last(), Some(&(seen.len(), seen.len())));
