@@ -1,7 +1,8 @@
 //! Blocks of image models that `densely_core::nn` lacks.
 
-use densely_core::Error;
 use densely_core::nn::{GroupNorm, parameter, uniform};
+use densely_core::registry::take_inputs;
+use densely_core::{Error, Result, Tensors};
 use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
@@ -160,11 +161,19 @@ impl Module for RectConv {
     }
 }
 
-/// What to say of an input that a model needs and did not get.
-pub(crate) fn absent(name: &str) -> Error {
-    Error::Shape {
-        what: name.to_owned(),
+/// The only input of the models of this crate.
+pub(crate) fn the_image(inputs: &Tensors) -> Result<&Tensor> {
+    let [image] = take_inputs(inputs, ["image"])?;
+    image.ok_or_else(|| Error::Shape {
+        what: "image".to_owned(),
         expected: "a tensor".to_owned(),
         got: "none".to_owned(),
-    }
+    })
+}
+
+/// Maps by the names `stage0` and so on.
+pub(crate) fn stages(maps: Vec<Tensor>) -> Tensors {
+    let maps = maps.into_iter().enumerate();
+    maps.map(|(stage, map)| (format!("stage{stage}"), map))
+        .collect()
 }

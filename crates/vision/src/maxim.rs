@@ -10,12 +10,11 @@
 //! Later stages see the former one's images through supervised attention, and its encoders and decoders through cross gating.
 
 use densely_core::nn::{Conv, LayerNorm, Linear};
-use densely_core::registry::take_inputs;
 use densely_core::{Error, Model, Result, Tensors, check};
 use tch::nn::Module;
 use tch::{Kind, Tensor};
 
-use crate::layers::absent;
+use crate::layers::the_image;
 
 mod config;
 mod fast;
@@ -593,8 +592,7 @@ impl Padding {
 
 impl Model for Maxim {
     fn forward_named(&self, inputs: &Tensors, _train: bool) -> Result<Tensors> {
-        let [image] = take_inputs(inputs, ["image"])?;
-        let image = image.ok_or_else(|| absent("image"))?;
+        let image = the_image(inputs)?;
         let mut named = Tensors::new();
         for (stage, images) in self.padded_outputs(image)?.into_iter().enumerate() {
             for (scale, xs) in images.into_iter().enumerate() {

@@ -11,12 +11,13 @@
 //! `GN` takes its statistics over all channels and pixels of a picture, and `pool` counts no pixel outside of it.
 
 use densely_core::nn::{Conv, LayerNorm, Linear};
-use densely_core::registry::take_inputs;
 use densely_core::{Error, Model, Result, Tensors, check};
 use tch::Tensor;
 use tch::nn::Module;
 
-use crate::layers::{PictureNorm, PixelNorm, StarRelu, absent, drop_path, pool_difference};
+use crate::layers::{
+    PictureNorm, PixelNorm, StarRelu, drop_path, pool_difference, stages, the_image,
+};
 
 mod config;
 mod fast;
@@ -241,16 +242,12 @@ impl PoolFormer {
 
 impl Model for PoolFormer {
     fn forward_named(&self, inputs: &Tensors, train: bool) -> Result<Tensors> {
-        let [image] = take_inputs(inputs, ["image"])?;
-        let image = image.ok_or_else(|| absent("image"))?;
+        let image = the_image(inputs)?;
         if self.config.features {
-            let maps = self.features(image, train)?.into_iter().enumerate();
-            return Ok(maps.map(|(i, map)| (format!("stage{i}"), map)).collect());
+            return Ok(stages(self.features(image, train)?));
         }
-        Ok(Tensors::from([(
-            "logits".to_owned(),
-            self.logits(image, train)?,
-        )]))
+        let logits = self.logits(image, train)?;
+        Ok(Tensors::from([("logits".to_owned(), logits)]))
     }
 
     /// Names of timm and of transformers, for version 1; version 2 has timm's.

@@ -13,13 +13,12 @@
 //! Its matrices belong to one size of picture.
 
 use densely_core::nn::{self, BatchNorm, Conv, ConvConfig, LayerNorm, Linear, at, parameter};
-use densely_core::registry::take_inputs;
 use densely_core::{Error, Model, Result, Tensors, check};
 use serde::{Deserialize, Serialize};
 use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
-use crate::layers::{RectConv, absent, drop_path, normal, rect_conv};
+use crate::layers::{RectConv, drop_path, normal, rect_conv, stages, the_image};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -494,15 +493,11 @@ impl StripMlp {
 
 impl Model for StripMlp {
     fn forward_named(&self, inputs: &Tensors, train: bool) -> Result<Tensors> {
-        let [image] = take_inputs(inputs, ["image"])?;
-        let image = image.ok_or_else(|| absent("image"))?;
+        let image = the_image(inputs)?;
         if self.config.features {
-            let maps = self.features(image, train)?.into_iter().enumerate();
-            return Ok(maps.map(|(i, map)| (format!("stage{i}"), map)).collect());
+            return Ok(stages(self.features(image, train)?));
         }
-        Ok(Tensors::from([(
-            "logits".to_owned(),
-            self.logits(image, train)?,
-        )]))
+        let logits = self.logits(image, train)?;
+        Ok(Tensors::from([("logits".to_owned(), logits)]))
     }
 }
