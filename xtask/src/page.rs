@@ -25,6 +25,9 @@ pub(crate) struct Outcome {
 pub(crate) struct Comparison {
     pub(crate) metric: String,
     pub(crate) direction: String,
+    /// The part that the models are judged on: `test` when left out, `validation` where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) part: Option<String>,
     pub(crate) rows: Vec<Compared>,
 }
 
@@ -235,7 +238,11 @@ pub(crate) fn page(result: &Reproduction, plots: &[String]) -> String {
     if let Some(comparison) = &result.comparison {
         let _ = writeln!(text, "\n## Models and splits\n");
         text += &compared(comparison);
-        text += "\nMean ± standard deviation over the seeds on the test rows of each split; in brackets the place among the models of the\nsplit. Levels of two splits are those of different test rows.\n";
+        let part = comparison.part.as_deref().unwrap_or("test");
+        let _ = writeln!(
+            text,
+            "\nMean ± standard deviation over the seeds on the {part} rows of each split; in brackets the place among the models of the\nsplit. Levels of two splits are those of different {part} rows."
+        );
         let notes = comparison.rows.iter().filter_map(|row| {
             let note = row.note.as_deref()?;
             // What is trained beside another model has no time of its own.
@@ -366,6 +373,7 @@ pub(crate) mod tests {
         let comparison = Comparison {
             metric: "rmse".to_owned(),
             direction: "lower".to_owned(),
+            part: None,
             rows: vec![
                 row("A", "time", 1.0, 1),
                 row("B", "time", 2.0, 2),
@@ -465,6 +473,22 @@ pub(crate) mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
+    }
+
+    #[test]
+    fn a_comparison_without_a_test_part_says_so() -> anyhow::Result<()> {
+        let mut result = example();
+        for (part, words) in [
+            ("", "the test rows"),
+            (r#""part":"validation","#, "the validation rows"),
+        ] {
+            let json = format!(r#"{{"metric":"accuracy","direction":"higher",{part}"rows":[]}}"#);
+            result.comparison = Some(serde_json::from_str(&json)?);
+            let text = page(&result, &[]);
+            assert!(text.contains(words), "{text}");
+            assert_eq!(text.contains("test rows"), part.is_empty());
+        }
+        Ok(())
     }
 
     #[test]

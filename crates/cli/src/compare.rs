@@ -103,6 +103,14 @@ impl Cell {
 }
 
 impl Compare {
+    /// Checks the models' names.
+    ///
+    /// # Errors
+    /// Those of [`check_names`].
+    pub(crate) fn check(&self) -> Result<()> {
+        check_names(self.models.iter().map(|entry| entry.name.as_str()))
+    }
+
     /// Fits every model on every split; the runs are in `folder`.
     ///
     /// Returns the table as JSON and the plot.
@@ -309,6 +317,28 @@ fn value_of(scores: &[(Metric, f64)], metric: Metric) -> Result<f64> {
         let reason = format!("{} is not defined on the test rows", metric.name());
         Error::config("train.metric", reason)
     })
+}
+
+/// Fails unless each model of a comparison has a name, and a folder that is no other's.
+///
+/// # Errors
+/// [`Error::Config`] with the names.
+pub(crate) fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut seen: Vec<(String, &str)> = Vec::new();
+    for name in names {
+        if name.is_empty() {
+            return Err(Error::config("compare.models", "each must have a `name`"));
+        }
+        let folder = slug(name);
+        if let Some((_, other)) = seen.iter().find(|(known, _)| *known == folder) {
+            let reason = format!(
+                "`{other}` and `{name}` would share the folder `{folder}`: rename one of them"
+            );
+            return Err(Error::config("compare.models", reason));
+        }
+        seen.push((folder, name));
+    }
+    Ok(())
 }
 
 /// A name as a folder.

@@ -221,19 +221,17 @@ impl Recipe {
             let domain = table.get("domain").and_then(Value::as_str);
             let few: &[&str] = match domain {
                 Some(FORECAST) => &["forecast.epoch_windows=512"],
-                Some("vision") => &[
-                    "data.train_limit=512",
-                    "data.test_limit=512",
-                    "train.schedule.warmup_steps=0",
-                ],
-                Some("restoration") => &[
-                    "train.epoch_squares=16",
-                    "data.test_limit=2",
-                    "train.schedule.warmup_steps=0",
-                ],
+                Some("vision") => &["data.train_limit=512", "data.test_limit=512"],
+                Some("restoration") => &["train.epoch_squares=16", "data.test_limit=2"],
                 _ => &[],
             };
-            let changes = changes.into_iter().chain(tune);
+            let pictures = matches!(domain, Some("vision" | "restoration"));
+            let schedule = table.get("train").and_then(|train| train.get("schedule"));
+            // The default schedule has no warm-up that the few steps could be too few for.
+            let warmup = schedule
+                .filter(|_| pictures)
+                .map(|_| "train.schedule.warmup_steps=0");
+            let changes = changes.into_iter().chain(tune).chain(warmup);
             for change in changes.chain(few.iter().copied()) {
                 set(&mut table, change)?;
             }
@@ -257,13 +255,18 @@ impl Recipe {
             return Err(Error::config("domain", reason));
         }
         if recipe.domain != FORECAST && !recipe.forecast.is_empty() {
-            let reason = format!(
-                "is for recipes of the domain {FORECAST}; this one is of {}",
-                recipe.domain
-            );
-            return Err(Error::config("forecast", reason));
+            return Err(recipe.no_forecast("forecast"));
         }
         Ok(recipe)
+    }
+
+    /// What is wrong with settings that only the domain `forecast` has.
+    fn no_forecast(&self, field: &str) -> Error {
+        let reason = format!(
+            "is for recipes of the domain {FORECAST}; this one is of {}",
+            self.domain
+        );
+        Error::config(field, reason)
     }
 
     /// `[compare]` in the domain's form.
@@ -343,12 +346,15 @@ impl Recipe {
     /// The settings with `changes`, for domains whose `[data]` names its files itself.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] with TOML's own words for an unknown or ill-typed setting.
+    /// [`Error::Corrupt`] with TOML's own words for an unknown or ill-typed setting; [`Error::Config`] for changes of `[forecast]`.
     pub(crate) fn plain_settings<T: DeserializeOwned>(
         &self,
         changes: &Changes,
         path: &Path,
     ) -> Result<T> {
+        if !changes.forecast.is_empty() {
+            return Err(self.no_forecast("compare.models.forecast"));
+        }
         let mut data = self.data.clone();
         data.remove("dataset");
         let mut train = self.train.clone();

@@ -12,7 +12,7 @@ mod write;
 use densely_core::{Error, Result};
 use tch::Tensor;
 
-pub use any::AnyImage;
+pub use any::{AnyImage, luma};
 pub use pool::decode_ordered;
 #[cfg(feature = "image")]
 pub use read::{ReadOptions, decode, decode_with, read, read_with};

@@ -214,7 +214,7 @@ pub struct Outcome {
 ///
 /// # Errors
 /// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the
-/// batch saved beside the checkpoints; [`Error::Interrupted`] after Ctrl-C; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
+/// last batch saved beside the checkpoints; [`Error::Interrupted`] after Ctrl-C; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
 pub fn fit(
     prepared: &Prepared,
     settings: &FitSettings,
@@ -371,6 +371,8 @@ pub fn fit(
                 break;
             }
         }
+        // Before the weights are judged, or a metric would say that it has no numbers.
+        run.read_back()?;
         let predictions = task::predict(
             &*model,
             &valid,
@@ -564,7 +566,7 @@ fn decay_rules(decay: Decay, embedding: Option<&EmbeddingSettings>) -> Vec<Group
     }
 }
 
-/// Keeps the batch of a diverged step beside the checkpoints, so that it can be looked at.
+/// Keeps the last batch beside the checkpoints, so that it can be looked at. Losses are read many steps at a time: it need not be the one to blame.
 fn diverged(error: Error, run: &Run, batch: &Batch) -> Error {
     if matches!(error, Error::Diverged { .. }) {
         let parts = [
@@ -577,7 +579,7 @@ fn diverged(error: Error, run: &Run, batch: &Batch) -> Error {
             .filter_map(|(name, xs)| Some((name.to_owned(), xs.as_ref()?.shallow_clone())))
             .collect();
         match run.save_diverged(&tensors) {
-            Ok(path) => tracing::warn!("the batch is in {}", path.display()),
+            Ok(path) => tracing::warn!("the batch of the last step is in {}", path.display()),
             Err(error) => tracing::warn!("the batch could not be saved: {error}"),
         }
     }

@@ -452,7 +452,7 @@ pub fn fit(
 ///
 /// The same seed and threads give the same bits on a CPU, however often the run was killed and resumed.
 /// # Errors
-/// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the batch saved beside the
+/// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the last batch saved beside the
 /// checkpoints; [`Error::Interrupted`] after Ctrl-C; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
 pub fn train(
     prepared: &Prepared,

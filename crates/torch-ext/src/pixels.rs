@@ -12,6 +12,9 @@ pub fn enabled(xs: &Tensor) -> bool {
     xs.kind() == Kind::Float && fused::enabled_for_f32(&[xs]) && !fused::records_gradients()
 }
 
+/// More rows than the fused operation takes: it refuses them, and until then no sum of counts can overflow.
+const TOO_MANY: i64 = (1 << 20) + 1;
+
 /// Channels of a tile, one row each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "the rows are there to be read"]
@@ -110,7 +113,7 @@ impl<'a> Chain<'a> {
     }
 
     fn made(&mut self, count: i64) -> Rows {
-        let first = self.rows;
+        let (first, count) = (self.rows, count.clamp(0, TOO_MANY));
         self.rows += count;
         Rows { first, count }
     }
@@ -136,7 +139,7 @@ impl<'a> Chain<'a> {
 
     /// `W x + b`; the weight is `[out, in]`, with or without axes of 1 behind.
     pub fn layer(&mut self, rows: Rows, weight: &Tensor, bias: Option<&Tensor>) -> Rows {
-        let out = self.made(weight.size()[0]);
+        let out = self.made(weight.size().first().copied().unwrap_or(0));
         self.step(Work::Layer, [rows, out], [Some(weight), bias], 0.0);
         out
     }
@@ -159,7 +162,7 @@ impl<'a> Chain<'a> {
     /// The maps that were stored, `[pictures, height, width, channels]`.
     ///
     /// # Errors
-    /// A sentence, when shapes or kinds do not fit.
+    /// A sentence, when shapes or kinds do not fit, or all rows are more than 2²⁰.
     pub fn run(&self) -> Result<Vec<Tensor>, String> {
         let tensors = self.tensors.iter();
         let addresses: Vec<usize> = tensors.map(|xs| xs.as_ref().map_or(0, address)).collect();
@@ -217,5 +220,101 @@ impl Mix<'_> {
                 self.grid,
             ))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn drawn(size: &[i64]) -> Tensor {
+        Tensor::randn(size, (Kind::Float, Device::Cpu))
+    }
+
+    /// The error of a chain over a map of 2 × 2 pixels with 16 channels.
+    fn refused(steps: impl FnOnce(&mut Chain, &Tensor)) -> String {
+        let xs = drawn(&[1, 2, 2, 16]);
+        let mut chain = Chain::new(&xs);
+        steps(&mut chain, &xs);
+        chain.run().expect_err("no such chain")
+    }
+
+    #[test]
+    fn rows_beyond_all_memory_are_an_error() {
+        for channels in [(1 << 62) + 16, i64::MAX, 1 << 21] {
+            let error = refused(|chain, xs| {
+                for _ in 0..5 {
+                    let rows = chain.load(xs, channels);
+                    chain.store(rows.halves()[1]);
+                }
+            });
+            assert!(error.contains("too many channels"), "{error}");
+        }
+        for channels in [0, -16, i64::MIN] {
+            let error = refused(|chain, xs| {
+                let rows = chain.load(xs, channels);
+                chain.store(rows);
+            });
+            assert!(error.contains("no channels"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rows_of_other_counts_do_not_go_together() {
+        for add in [true, false] {
+            let error = refused(|chain, xs| {
+                let rows = chain.load(xs, 16);
+                let half = rows.halves()[0];
+                if add {
+                    chain.add(rows, half);
+                } else {
+                    chain.multiply(rows, half);
+                }
+            });
+            assert!(error.contains("as many channels"), "{error}");
+        }
+    }
+
+    #[test]
+    fn maps_of_other_shapes_and_weights_that_are_numbers_are_refused() {
+        for size in [[1, 4, 1, 16], [2, 2, 1, 16], [1, 2, 4, 8]] {
+            let other = drawn(&size);
+            let error = refused(|chain, _| {
+                let rows = chain.load(&other, 16);
+                chain.store(rows);
+            });
+            assert!(error.contains("a map has other"), "{size:?}: {error}");
+        }
+        let number = drawn(&[]);
+        let error = refused(|chain, xs| {
+            let rows = chain.load(xs, 16);
+            let rows = chain.layer(rows, &number, None);
+            chain.store(rows);
+        });
+        assert!(error.contains("no channels"), "{error}");
+    }
+
+    #[test]
+    fn mixings_without_channels_and_of_huge_sides_are_refused() {
+        let mix = |weight: &Tensor, side: i64, size: &[i64], gate: Option<&Tensor>| {
+            let mix = Mix {
+                weight,
+                bias: None,
+                norm: None,
+                side,
+                grid: true,
+            };
+            mix.apply(&drawn(size), gate)
+        };
+        let weight = drawn(&[4, 4]);
+        assert!(mix(&weight, 2, &[1, 4, 2, 16], None).is_ok());
+        assert!(mix(&weight, 2, &[1, 4, 2, 0], None).is_err());
+        let nothing = drawn(&[0]);
+        // The cells' square is 2⁶⁴, which wraps to the weight's size.
+        assert!(mix(&nothing, 1 << 16, &[1, 0, 0, 16], None).is_err());
+        let gate = drawn(&[1, 2, 4, 16]);
+        assert!(mix(&weight, 2, &[1, 4, 2, 16], Some(&gate)).is_err());
     }
 }

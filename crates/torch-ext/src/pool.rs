@@ -42,8 +42,10 @@ impl Block<'_> {
 
     /// Whether the fused operations take its sizes: multiples of 16.
     pub fn fits(&self) -> bool {
-        let size = self.fc1[0].size();
-        size[0] % 16 == 0 && size[1] % 16 == 0
+        match self.fc1[0].size()[..] {
+            [hidden, channels, ..] => hidden % 16 == 0 && channels % 16 == 0,
+            _ => false,
+        }
     }
 }
 
@@ -65,7 +67,7 @@ pub fn kind(xs: &Tensor) -> Option<Kind> {
     }
 }
 
-/// One block, differentiable once, for f32. `kept`: for each half `[pictures]`, by which its branch is multiplied.
+/// One block, differentiable once, for f32. `kept`: for each half `[pictures]`, contiguous f32 on the CPU, by which its branch is multiplied.
 ///
 /// # Shapes
 /// `xs`: `[pictures, height, width, channels]`, and so it stays.
@@ -102,4 +104,59 @@ pub fn stage(xs: &Tensor, blocks: &[Block], products: Kind, eps: f64) -> Result<
     let halves = products == Kind::BFloat16;
     // SAFETY: the addresses are those of tensors borrowed for the call.
     unsafe { owned(ffi::pool_stage(address(xs), &params, halves, eps)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ones(size: &[i64]) -> Tensor {
+        Tensor::ones(size, (Kind::Float, Device::Cpu))
+    }
+
+    /// All vectors of it are `one`.
+    fn block_of<'a>(fc1: &'a Tensor, fc2: &'a Tensor, one: &'a Tensor) -> Block<'a> {
+        Block {
+            norm1: [one; 2],
+            scale1: one,
+            norm2: [one; 2],
+            fc1: [fc1, one],
+            fc2: [fc2, one],
+            scale2: one,
+        }
+    }
+
+    #[test]
+    fn weights_that_are_no_matrix_do_not_fit() {
+        let (one, weight) = (ones(&[16]), ones(&[16, 16]));
+        let cases: [(&[i64], bool); 5] = [
+            (&[16, 16], true),
+            (&[16, 16, 1, 1], true),
+            (&[16, 8], false),
+            (&[256], false),
+            (&[], false),
+        ];
+        for (size, fits) in cases {
+            let fc1 = ones(size);
+            assert_eq!(block_of(&fc1, &weight, &one).fits(), fits, "{size:?}");
+        }
+    }
+
+    #[test]
+    fn shares_of_another_kind_or_with_gaps_are_refused() {
+        let (xs, one, weight) = (ones(&[2, 3, 3, 16]), ones(&[16]), ones(&[16, 16]));
+        let params = block_of(&weight, &weight, &one);
+        let apply = |kept: &Tensor| block(&xs, &params, [None, Some(kept)], 1e-5);
+        assert!(apply(&ones(&[2, 1, 1, 1])).is_ok());
+        let wrong = [
+            ones(&[2]).to_kind(Kind::Half),
+            ones(&[2]).to_kind(Kind::Double),
+            ones(&[2, 2]).select(1, 0),
+            ones(&[3]),
+        ];
+        for kept in &wrong {
+            let error = apply(kept).expect_err("no such shares");
+            assert!(error.contains("one share for each picture"), "{error}");
+        }
+    }
 }

@@ -383,8 +383,11 @@ impl Run {
         }))
     }
 
-    /// Reads the losses that are still on the device, in one transfer.
-    fn read_back(&mut self) -> Result<()> {
+    /// Reads the losses that are still on the device, in one transfer; call it before weights are judged.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] with the first step whose loss is not finite.
+    pub fn read_back(&mut self) -> Result<()> {
         let pending = std::mem::take(&mut self.pending);
         let losses: Vec<&Tensor> = pending.iter().map(|(_, loss, _)| loss).collect();
         let norms: Vec<&Tensor> = pending
@@ -408,7 +411,7 @@ impl Run {
         Ok(())
     }
 
-    /// Saves the batch (or whatever else) of a diverged step as `diverged.safetensors` and returns its path.
+    /// Saves the last batch (or whatever else) of a training that diverged as `diverged.safetensors` and returns its path.
     ///
     /// # Errors
     /// [`Error::Io`].

@@ -36,7 +36,7 @@ pub trait Task {
     /// # Errors
     /// Those of the model.
     fn loss(&self, batch: &Self::Batch, step: u64, piece: u64) -> Result<Tensor>;
-    /// What is saved of a step that diverged.
+    /// What is saved of the last step of a training that diverged.
     fn tensors(batch: Self::Batch) -> Tensors;
     /// Parameters that learn by settings of their own.
     fn rules(&self) -> Vec<GroupRule> {
@@ -101,7 +101,7 @@ impl Loop<'_> {
     /// `settings` are written to `config.toml`, `pipeline` is saved in each checkpoint as `preprocess.json`. The same seed and threads give the same bits
     /// on a CPU, however often the run was killed and resumed.
     /// # Errors
-    /// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the batch saved beside the
+    /// [`Error::Config`] for settings that do not fit; [`Error::Diverged`] when the loss is no longer finite, with the last batch saved beside the
     /// checkpoints; [`Error::Interrupted`] after Ctrl-C; [`Error::Io`] and [`Error::Corrupt`] of the run folder.
     pub fn run<T: Task>(
         &self,
@@ -145,6 +145,7 @@ impl Loop<'_> {
             state.train();
             let epoch = run.progress().epoch;
             let mut batches = task.epoch(epoch, run.progress().step_in_epoch)?;
+            let mut last = None;
             loop {
                 let asked = Instant::now();
                 let Some(batch) = batches.next().transpose()? else {
@@ -166,12 +167,9 @@ impl Loop<'_> {
                 optimizer.step()?;
                 state.average(step + 1);
                 if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
-                    if matches!(error, Error::Diverged { .. }) {
-                        let path = run.save_diverged(&T::tensors(batch))?;
-                        tracing::warn!("the batch is in {}", path.display());
-                    }
-                    return Err(error);
+                    return Err(diverged::<T>(error, &run, Some(batch)));
                 }
+                last = Some(batch);
                 observe(&Event::Step {
                     epoch,
                     step: run.progress().step,
@@ -189,6 +187,9 @@ impl Loop<'_> {
                 }
             }
             drop(batches);
+            // Before the weights are judged: of such that are no numbers a task says something else.
+            run.read_back()
+                .map_err(|error| diverged::<T>(error, &run, last))?;
             state.evaluate();
             let (score, metrics) = task.judge()?;
             let direction = task.direction();
@@ -241,6 +242,17 @@ impl Loop<'_> {
         run.checkpoint(vs, state)?;
         Err(self.options.interrupted())
     }
+}
+
+/// Keeps the last batch beside the checkpoints, so that it can be looked at. Losses are read many steps at a time: it need not be the one to blame.
+fn diverged<T: Task>(error: Error, run: &Run, last: Option<T::Batch>) -> Error {
+    if let (Error::Diverged { .. }, Some(batch)) = (&error, last) {
+        match run.save_diverged(&T::tensors(batch)) {
+            Ok(path) => tracing::warn!("the batch of the last step is in {}", path.display()),
+            Err(error) => tracing::warn!("the last batch could not be saved: {error}"),
+        }
+    }
+    error
 }
 
 /// Adds up the gradients of a batch's pieces; their losses in one.

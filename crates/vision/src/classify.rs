@@ -1,5 +1,6 @@
 //! Classification: settings, training, evaluation, and classes of new pictures.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -74,7 +75,7 @@ impl Default for ModelSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainSettings {
-    /// Optimiser and learning rate; biases, norms and scales never decay.
+    /// Optimiser and learning rate; what has one dimension, as biases and norms, never decays.
     pub optimizer: OptimConfig,
     /// Learning rate over the steps.
     pub schedule: ScheduleConfig,
@@ -93,7 +94,7 @@ pub struct TrainSettings {
     pub clip_norm: f64,
     /// Share of a label that is spread over all classes.
     pub label_smoothing: f64,
-    /// Mixing of the pictures of a batch; `label_smoothing` and the number of classes are set by this table and the data.
+    /// Mixing of the pictures of a batch, and of their smoothed labels.
     pub mixup: Mixup,
     /// What a picture goes through in training.
     pub augment: TrainTransform,
@@ -103,6 +104,10 @@ pub struct TrainSettings {
     pub ema_decay: f64,
     /// Factor on the learning rate from each block to the one below it; 1 for the same everywhere.
     pub layer_decay: f64,
+}
+
+const fn eval_batch_size() -> i64 {
+    250
 }
 
 impl Default for TrainSettings {
@@ -115,7 +120,7 @@ impl Default for TrainSettings {
             schedule: ScheduleConfig::default(),
             batch_size: 128,
             pieces: 1,
-            eval_batch_size: 250,
+            eval_batch_size: eval_batch_size(),
             epochs: 20,
             patience: 1000,
             clip_norm: 0.0,
@@ -203,6 +208,9 @@ pub struct Pipeline {
     pub channels: i64,
     /// What a picture goes through.
     pub eval: EvalTransform,
+    /// Pictures that are evaluated at once.
+    #[serde(default = "eval_batch_size")]
+    pub eval_batch_size: i64,
 }
 
 /// What a finished fit found.
@@ -308,6 +316,7 @@ pub fn fit(
         classes: prepared.classes.clone(),
         channels,
         eval: train.eval.clone(),
+        eval_batch_size: train.eval_batch_size,
     };
     let training = Loop {
         optimizer: &train.optimizer,
@@ -426,15 +435,21 @@ fn see(
 ) -> Result<Seen> {
     let _no_grad = tch::no_grad_guard();
     let (mut logits, mut labels, mut all) = (Vec::new(), Vec::new(), Vec::new());
-    for batch in Batches::of_part(part, in_order(part.len(), batch_size), prepare, strict) {
-        let Batch {
+    for batch in Batches::to_see(part, in_order(part.len(), batch_size), prepare, strict) {
+        let Some(Batch {
             image,
             label,
             places,
-        } = batch?;
+        }) = batch?
+        else {
+            continue;
+        };
         logits.push(run(&image)?.to_device(Device::Cpu));
         labels.push(label);
         all.extend(places);
+    }
+    if logits.is_empty() {
+        return Err(Error::data("", "no picture can be read"));
     }
     Ok(Seen {
         logits: Tensor::f_cat(&logits, 0)?,
@@ -457,8 +472,8 @@ fn evaluation(eval: &EvalTransform, channels: i64) -> Arc<Prepare> {
     Arc::new(move |_, picture| eval.apply(&converted(picture, channels)))
 }
 
-/// With 8 bits and these channels.
-pub fn converted(picture: &AnyImage, channels: i64) -> Image {
+/// With 8 bits and these channels; the very same where it is so already.
+pub fn converted(picture: &AnyImage, channels: i64) -> Cow<'_, Image> {
     if channels == 1 {
         picture.to_grey8()
     } else {
@@ -482,7 +497,7 @@ impl Task for ClassifyTask<'_> {
             augment.apply(&converted(picture, channels), &mut rng)
         });
         let plan = shuffled(part.len(), train.batch_size, seed, epoch, skip);
-        Ok(Batches::of_part(part, plan, &prepare, data.strict))
+        Ok(Batches::to_train(part, plan, &prepare, data.strict))
     }
 
     fn pieces(&self, batch: &Batch) -> u64 {
@@ -496,16 +511,12 @@ impl Task for ClassifyTask<'_> {
             batch.image.to_device(self.device),
             batch.label.to_device(self.device),
         );
+        let shares = smoothed(&label, classes, train.label_smoothing, Kind::Float);
         let (image, targets) = if train.mixup.prob > 0.0 {
-            let mixup = Mixup {
-                num_classes: classes,
-                label_smoothing: train.label_smoothing,
-                ..train.mixup.clone()
-            };
-            mixup.apply(&image, &label, &mut Rng::for_step(self.seed, step))?
+            let mut rng = Rng::for_step(self.seed, step);
+            train.mixup.apply(&image, &shares, &mut rng)?
         } else {
-            let targets = smoothed(&label, classes, train.label_smoothing, Kind::Float);
-            (image, targets)
+            (image, shares)
         };
         let pieces = self.pieces(batch);
         if pieces == 1 {
@@ -630,7 +641,10 @@ impl Classifier {
             pipeline.classes.len(),
         )?;
         let prepare = evaluation(&pipeline.eval, pipeline.channels);
-        let seen = see(part, 250, &prepare, strict, &mut |image| self.logits(image))?;
+        let size = pipeline.eval_batch_size;
+        let seen = see(part, size, &prepare, strict, &mut |image| {
+            self.logits(image)
+        })?;
         Ok((classified(&seen.logits, &seen.labels)?, seen.logits))
     }
 }

@@ -228,6 +228,7 @@ impl Part {
         let (mut some, mut rest) = (Vec::new(), Vec::new());
         for numbers in by_class {
             let count = (numbers.len() as f64 * share).round() as usize;
+            let count = count.min(numbers.len());
             some.extend_from_slice(&numbers[..count]);
             rest.extend_from_slice(&numbers[count..]);
         }
@@ -247,7 +248,7 @@ impl Part {
     pub fn split(&self, share: f64, seed: u64) -> Result<[Self; 2]> {
         let mut order = permutations(self.len(), Order::Shared, seed, 0);
         let count = (self.len() as f64 * share).round() as usize;
-        if count == 0 || count == self.len() {
+        if count == 0 || count >= self.len() {
             return Err(self.too_few(share));
         }
         let mut rest = order.split_off(count);
@@ -411,15 +412,39 @@ impl<B: Send + 'static> Batches<B> {
     }
 }
 
-impl Batches<Batch> {
-    /// Pictures of `part` as `prepare` makes them, with their classes. One that cannot be read is left out, with a warning, unless `strict`.
-    pub fn of_part(part: &Part, plan: Vec<Vec<i64>>, prepare: &Arc<Prepare>, strict: bool) -> Self {
+impl Batches<Option<Batch>> {
+    /// Pictures of `part` as `prepare` makes them, with their classes. One that cannot be read is left out, with a warning, unless `strict`;
+    /// a batch of such ones alone is `None`.
+    pub fn to_see(part: &Part, plan: Vec<Vec<i64>>, prepare: &Arc<Prepare>, strict: bool) -> Self {
         let (part, prepare) = (part.clone(), Arc::clone(prepare));
         Self::new(plan, move |places| batch(&part, places, &*prepare, strict))
     }
 }
 
-fn batch(part: &Part, places: &[i64], prepare: &Prepare, strict: bool) -> Result<Batch> {
+impl Batches<Batch> {
+    /// Like [`to_see`](Batches::to_see), but where no picture of a batch can be read, the next one of the part that can stands in: a step
+    /// that is left out would make a resumed run another one.
+    pub fn to_train(
+        part: &Part,
+        plan: Vec<Vec<i64>>,
+        prepare: &Arc<Prepare>,
+        strict: bool,
+    ) -> Self {
+        let (part, prepare) = (part.clone(), Arc::clone(prepare));
+        Self::new(plan, move |places| {
+            let last = places.last().copied().unwrap_or_default();
+            let others = (1..part.len() as i64).map(|far| vec![(last + far) % part.len() as i64]);
+            for places in std::iter::once(places.to_vec()).chain(others) {
+                if let Some(batch) = batch(&part, &places, &*prepare, strict)? {
+                    return Ok(batch);
+                }
+            }
+            Err(Error::data("", "no picture to train on can be read"))
+        })
+    }
+}
+
+fn batch(part: &Part, places: &[i64], prepare: &Prepare, strict: bool) -> Result<Option<Batch>> {
     let (mut images, mut labels, mut read) = (Vec::new(), Vec::new(), Vec::new());
     for number in places {
         let place = *number as usize;
@@ -437,13 +462,13 @@ fn batch(part: &Part, places: &[i64], prepare: &Prepare, strict: bool) -> Result
         }
     }
     if images.is_empty() {
-        return Err(Error::data("", "no picture of a batch can be read"));
+        return Ok(None);
     }
-    Ok(Batch {
+    Ok(Some(Batch {
         image: Tensor::f_stack(&images, 0)?,
         label: Tensor::from_slice(&labels),
         places: read,
-    })
+    }))
 }
 
 impl<B> Iterator for Batches<B> {
@@ -507,7 +532,7 @@ pub struct DataSettings {
     /// Pictures that are judged at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Source>,
-    /// Names of the classes where the files hold numbers only.
+    /// Names of the classes where the files hold numbers only; refused where they have names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
     /// 3 for colours, 1 for grey: pictures are converted.
@@ -580,7 +605,8 @@ impl Prepared {
     /// Opens and divides the data set in `folder`.
     ///
     /// # Errors
-    /// Those of the files; [`Error::Config`] for a part without pictures; [`Error::Data`] when the parts do not have the same classes.
+    /// Those of the files; [`Error::Config`] for a part without pictures and for names of classes that have names; [`Error::Data`] when the
+    /// parts do not have the same classes.
     pub fn open(folder: &Path, settings: &DataSettings) -> Result<Self> {
         settings.validate()?;
         let all = Part::all(settings.train.open(folder, &[])?);
@@ -616,14 +642,16 @@ impl Prepared {
     }
 }
 
-/// Whether the labels of `part` mean what `known` names: the same names, or numbers of which there are not more.
+/// Whether the labels of `part` mean what `known` names: the same names, or numbers of which there are not more and none of which is the
+/// name of another class, as where folders called 1 to 5 meet labels from 0 to 4.
 pub(crate) fn same_classes(what: &str, part: &Part, known: &[String], count: usize) -> Result<()> {
     let own = part.classes();
-    let numbers = |names: &[String]| {
-        let mut names = names.iter().enumerate();
-        names.all(|(place, name)| *name == place.to_string())
+    let of_another = |(place, name): (usize, &String)| {
+        let number = name.parse();
+        number.is_ok_and(|number: usize| number != place && number < own.len())
     };
-    if own == known || (numbers(own) && own.len() <= count) {
+    let fits = numbered(own) && own.len() <= count && !known.iter().enumerate().any(of_another);
+    if own == known || fits {
         return Ok(());
     }
     let reason = format!(
@@ -634,9 +662,23 @@ pub(crate) fn same_classes(what: &str, part: &Part, known: &[String], count: usi
     Err(Error::data("", reason))
 }
 
+/// Whether classes have no names but their numbers.
+fn numbered(names: &[String]) -> bool {
+    let mut names = names.iter().enumerate();
+    names.all(|(place, name)| *name == place.to_string())
+}
+
 /// The names that the settings give, or the files', or numbers.
 fn classes(named: &[String], train: &Part) -> Result<Vec<String>> {
     let known = train.classes();
+    if !named.is_empty() && named != known && !numbered(known) {
+        let reason = format!(
+            "must not name classes ({}) that the files name themselves ({})",
+            named.join(", "),
+            known.join(", ")
+        );
+        return Err(Error::config("data.classes", reason));
+    }
     let most = (0..train.len())
         .map(|place| train.label(place))
         .try_fold(0, |most, label| label.map(|label| most.max(label + 1)))? as usize;

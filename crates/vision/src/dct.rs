@@ -4,6 +4,7 @@
 
 use std::f64::consts::PI;
 
+use densely_core::{Result, check};
 use tch::{Device, Kind, Tensor};
 
 /// Side of a block; the paper's larger choice.
@@ -11,19 +12,24 @@ const SIDE: i64 = 16;
 
 /// `picture` `[channels, height, width]` with normal noise of standard deviation `sigma`, values in 0..1: in every 16 × 16 block, coefficients below 3 σ become
 /// zero, and each pixel is the mean of the blocks that hold it. A picture smaller than a block is returned as it is. Channels are treated apart.
-pub fn denoise(picture: &Tensor, sigma: f64) -> Tensor {
-    let size = picture.size();
-    let [height, width] = [size[1], size[2]];
-    if height < SIDE || width < SIDE {
-        return picture.shallow_clone();
+///
+/// # Errors
+/// [`Error::Shape`](densely_core::Error::Shape) for another rank or kind than f32.
+pub fn denoise(picture: &Tensor, sigma: f64) -> Result<Tensor> {
+    check::shape("picture", picture, &[None; 3])?;
+    check::kind("picture", picture, Kind::Float)?;
+    let (channels, height, width) = picture.size3()?;
+    if channels == 0 || height < SIDE || width < SIDE {
+        return Ok(picture.shallow_clone());
     }
     let _no_grad = tch::no_grad_guard();
-    let basis = basis().to_kind(picture.kind());
+    let device = picture.device();
+    let basis = basis().to_kind(Kind::Float).to_device(device);
     let fold =
         |xs: &Tensor, sides: [i64; 2]| xs.col2im(sides, [SIDE, SIDE], [1, 1], [0, 0], [1, 1]);
     // A strip of rows at a time: each pixel stands in 256 blocks.
     let sum = picture.zeros_like();
-    let mut count = Tensor::zeros([1, height, width], (picture.kind(), Device::Cpu));
+    let mut count = Tensor::zeros([1, height, width], (Kind::Float, device));
     let last = height - SIDE;
     let mut top = 0;
     while top <= last {
@@ -50,7 +56,7 @@ pub fn denoise(picture: &Tensor, sigma: f64) -> Tensor {
         top += rows - SIDE + 1;
     }
     let _ = count.clamp_min_(1.0);
-    sum / count
+    Ok(sum / count)
 }
 
 /// The orthonormal cosine transform of a block: `[256, 256]`, a row per coefficient.
@@ -78,17 +84,25 @@ mod tests {
     }
 
     #[test]
-    fn noise_falls_and_clean_pictures_stay() {
+    fn noise_falls_and_clean_pictures_stay() -> Result<()> {
         let side = Tensor::arange(64, (Kind::Float, Device::Cpu)) * 0.1;
         let clean = ((&side.unsqueeze(1) * 0.7).sin() * side.cos() * 0.3 + 0.5).unsqueeze(0);
         let noise = densely_core::seeded(1, || clean.randn_like());
         let noisy = &clean + noise * 0.1;
-        let before = psnr(&noisy, &clean).expect("pictures");
-        let after = psnr(&denoise(&noisy, 0.1), &clean).expect("pictures");
+        let before = psnr(&noisy, &clean)?;
+        let after = psnr(&denoise(&noisy, 0.1)?, &clean)?;
         assert!(after > before + 8.0, "{before} dB to {after} dB");
-        let same = denoise(&clean, 0.0);
+        let same = denoise(&clean, 0.0)?;
         assert!((same - &clean).abs().max().double_value(&[]) < 1e-5);
         let small = clean.narrow(1, 0, 5);
-        assert!(denoise(&small, 0.1) == small);
+        assert!(denoise(&small, 0.1)? == small);
+        for other in [
+            clean.squeeze_dim(0),
+            clean.unsqueeze(0),
+            clean.to_kind(Kind::Double),
+        ] {
+            assert!(denoise(&other, 0.1).is_err());
+        }
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::transforms::Rng;
-use crate::transforms::checks::range;
+use crate::transforms::checks::{range, within};
 
 /// One way to spoil a picture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,15 @@ impl Degradation {
             Self::MotionBlur(config) => config.validate(),
             Self::Jpeg(config) => config.validate(),
             Self::Rain(config) => config.validate(),
+        }
+    }
+
+    /// How far a blur reaches at most, pixels: the sides of a picture must be larger.
+    pub(crate) fn reach(&self) -> i64 {
+        match self {
+            Self::Blur(config) => normal_reach(config.sigma[1]),
+            Self::MotionBlur(config) => line_reach(config.length[1]),
+            Self::Noise(_) | Self::Jpeg(_) | Self::Rain(_) => 0,
         }
     }
 
@@ -133,18 +142,26 @@ impl Default for GaussianBlur {
     }
 }
 
+/// Largest standard deviation of a blur, pixels.
+const MOST_SIGMA: f64 = 100.0;
+
 impl GaussianBlur {
     fn validate(&self) -> Result<()> {
-        range("sigma", self.sigma, 0.0, 100.0)
+        range("sigma", self.sigma, 0.0, MOST_SIGMA)
     }
 }
 
-/// The picture blurred by a normal window of 2·⌈3 `sigma`⌉ + 1 pixels.
+fn normal_reach(sigma: f64) -> i64 {
+    (3.0 * sigma).ceil() as i64
+}
+
+/// The picture blurred by a normal window of 2·⌈3 `sigma`⌉ + 1 pixels; `sigma` from 0 to 100.
 ///
 /// # Errors
-/// [`Error::Shape`] when a side of the picture is not larger than half the window.
+/// [`Error::Config`] for another `sigma`; [`Error::Shape`] when a side of the picture is not larger than half the window.
 pub fn gaussian_blur(clean: &Tensor, sigma: f64) -> Result<Tensor> {
-    let reach = (3.0 * sigma).ceil() as i64;
+    within("sigma", sigma, 0.0, MOST_SIGMA)?;
+    let reach = normal_reach(sigma);
     if reach == 0 {
         return Ok(clean.shallow_clone());
     }
@@ -198,19 +215,32 @@ impl Default for MotionBlur {
     }
 }
 
+/// Longest line, pixels, and largest angle, degrees.
+const MOST_LENGTH: f64 = 1000.0;
+const MOST_ANGLE: f64 = 360.0;
+
 impl MotionBlur {
     fn validate(&self) -> Result<()> {
-        range("length", self.length, 0.0, 1000.0)?;
-        range("angle", self.angle, -360.0, 360.0)
+        range("length", self.length, 0.0, MOST_LENGTH)?;
+        range("angle", self.angle, -MOST_ANGLE, MOST_ANGLE)
     }
+}
+
+fn line_reach(length: f64) -> i64 {
+    (length / 2.0).ceil() as i64
 }
 
 /// Points of the line for each pixel of its length: enough that the weights are right to about 1e-4.
 const POINTS: f64 = 32.0;
 
 /// Weights of a [`MotionBlur`], `[side, side]` with an odd side, f32: the line as points, each shared linearly among its four nearest pixels.
-pub fn motion_window(length: f64, angle: f64) -> Tensor {
-    let reach = (length / 2.0).ceil() as usize;
+///
+/// # Errors
+/// [`Error::Config`] for a `length` outside of 0 to 1000 pixels or an `angle` outside of −360 to 360 degrees.
+pub fn motion_window(length: f64, angle: f64) -> Result<Tensor> {
+    within("length", length, 0.0, MOST_LENGTH)?;
+    within("angle", angle, -MOST_ANGLE, MOST_ANGLE)?;
+    let reach = line_reach(length) as usize;
     let side = 2 * reach + 1;
     let count = (length * POINTS).ceil().max(1.0) as usize;
     let (sine, cosine) = angle.to_radians().sin_cos();
@@ -231,15 +261,15 @@ pub fn motion_window(length: f64, angle: f64) -> Tensor {
     }
     let sum: f64 = weights.iter().sum();
     let weights: Vec<f32> = weights.into_iter().map(|x| (x / sum) as f32).collect();
-    Tensor::from_slice(&weights).view([side as i64, side as i64])
+    Ok(Tensor::from_slice(&weights).view([side as i64, side as i64]))
 }
 
 /// The picture blurred along a line of `length` pixels at `angle` degrees; see [`MotionBlur`].
 ///
 /// # Errors
-/// [`Error::Shape`] when a side of the picture is not larger than half the line.
+/// Those of [`motion_window`]; [`Error::Shape`] when a side of the picture is not larger than half the line.
 pub fn motion_blur(clean: &Tensor, length: f64, angle: f64) -> Result<Tensor> {
-    let window = motion_window(length, angle);
+    let window = motion_window(length, angle)?;
     let side = window.size()[0];
     let padded = mirrored(clean, side / 2)?;
     Ok(convolved(&padded, &window.view([1, 1, side, side])))
@@ -289,7 +319,7 @@ pub fn jpeg(_clean: &Tensor, _quality: u8) -> Result<Tensor> {
     })
 }
 
-/// Synthetic rain: bright straight streaks that are added to the picture, alike in all channels, and cut off at 1.
+/// Synthetic rain: bright straight streaks that are added to the picture, alike in all channels; the sum is cut off at 0 and 1.
 ///
 /// A streak falls along a line; the line's middle is anywhere in the picture or up to half its length beyond. What is added falls off across
 /// the line as a normal curve and along it as a parabola to 0 at the ends. The model is our own, in the manner of the usual synthetic sets;
@@ -331,13 +361,7 @@ impl Rain {
         range("width", self.width, 0.1, 100.0)?;
         range("angle", self.angle, -60.0, 60.0)?;
         range("intensity", self.intensity, 0.0, 1.0)?;
-        if (0.0..=20.0).contains(&self.spread) {
-            return Ok(());
-        }
-        Err(Error::config(
-            "spread",
-            format!("must lie in [0, 20], got {}", self.spread),
-        ))
+        within("spread", self.spread, 0.0, 20.0)
     }
 
     fn apply(&self, clean: &Tensor, rng: &mut Rng) -> Result<Tensor> {

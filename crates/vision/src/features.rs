@@ -5,7 +5,6 @@ use std::path::Path;
 use densely_core::registry::{Preset, find};
 use densely_core::weights::{self, Strictness};
 use densely_core::{Error, Model, Result, Tensors, seeded};
-use densely_data::Image;
 use densely_data::image::AnyImage;
 use densely_train::run::Kept;
 use serde_json::{Value, json};
@@ -76,8 +75,7 @@ impl FeatureExtractor {
     /// # Errors
     /// Those of [`EvalTransform::apply`].
     pub fn prepare(&self, picture: &AnyImage) -> Result<Tensor> {
-        let image: Image = converted(picture, self.channels);
-        self.eval.apply(&image)
+        self.eval.apply(&converted(picture, self.channels))
     }
 
     /// Maps of the four stages of prepared pictures, `[batch, channels, height, width]` each, on the CPU.

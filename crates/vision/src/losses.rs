@@ -15,7 +15,7 @@ pub fn smoothed(labels: &Tensor, classes: i64, smoothing: f64, kind: Kind) -> Te
     labels.one_hot(classes).to_kind(kind) * (1.0 - smoothing) + smoothing / classes as f64
 }
 
-/// Mean of √((a - b)² + ε²): Charbonnier's loss.
+/// Mean of √((a - b)² + ε²): Charbonnier's loss. ε² must be above 0 in the pictures' kind, or the gradients of equal pixels are no numbers.
 pub fn charbonnier(restored: &Tensor, clean: &Tensor, eps: f64) -> Tensor {
     ((restored - clean).square() + eps * eps).sqrt().mean(None)
 }
@@ -36,7 +36,7 @@ pub fn frequency(restored: &Tensor, clean: &Tensor) -> Tensor {
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RestorationLoss {
-    /// ε of Charbonnier's loss.
+    /// ε of Charbonnier's loss; its square must be a normal number in f32.
     pub eps: f64,
     /// Factor on the loss of Fourier coefficients.
     pub frequency: f64,

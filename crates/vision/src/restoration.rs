@@ -90,8 +90,8 @@ pub struct Outcome {
     pub valid: Judged,
     /// The test sets, by the best epoch.
     pub test: Vec<Judged>,
-    /// The same sets by a classical method that needs no training, where there is one.
-    pub baseline: Vec<Judged>,
+    /// The same sets by a classical method that needs no training, each where there is one that fits what spoils it.
+    pub baseline: Vec<Option<Judged>>,
     /// Seconds of training and evaluation, with the epochs before a resume.
     pub seconds: f64,
     /// Largest resident memory of this process, MB, where the system tells.
@@ -155,18 +155,18 @@ pub fn fit(
     };
     let found = training.run(&task, &vs, settings, json!(pipeline).to_string(), observe)?;
     let judge = |pairs: &Pairs| judge(&model, pairs, data.judge, options.device);
-    let baseline = |pairs: &Pairs| Some(baseline(pairs, data.judge, sigma(&data.degrade)?));
+    let baseline = |pairs: &Pairs| {
+        let sigma = sigma(&data.degrade).filter(|_| pairs.spoilt.is_none());
+        let judged = sigma.map(|sigma| baseline(pairs, data.judge, sigma));
+        judged.transpose()
+    };
     Ok(Outcome {
         parameters: found.parameters,
         best_epoch: found.best_epoch,
         epochs: found.epochs,
         valid: judge(&prepared.valid)?,
         test: prepared.test.iter().map(judge).collect::<Result<_>>()?,
-        baseline: prepared
-            .test
-            .iter()
-            .filter_map(baseline)
-            .collect::<Result<_>>()?,
+        baseline: prepared.test.iter().map(baseline).collect::<Result<_>>()?,
         seconds: found.seconds_before + start.elapsed().as_secs_f64(),
         peak_mb: peak_rss_mb(),
     })
@@ -195,7 +195,7 @@ fn judge(model: &Maxim, pairs: &Pairs, judge: Judge, device: Device) -> Result<J
 
 fn baseline(pairs: &Pairs, judge: Judge, sigma: f64) -> Result<Judged> {
     judged(pairs, judge, &mut |spoilt| {
-        Ok(crate::dct::denoise(spoilt, sigma / 255.0))
+        crate::dct::denoise(spoilt, sigma / 255.0)
     })
 }
 

@@ -52,7 +52,8 @@ impl Tiling {
         if size <= self.tile {
             return vec![0];
         }
-        let (last, step) = (size - self.tile, self.tile - self.overlap);
+        // A tiling that was not validated may overlap by more than a tile.
+        let (last, step) = (size - self.tile, (self.tile - self.overlap).max(1));
         let count = (last + step - 1) / step;
         (0..=count).map(|place| last * place / count).collect()
     }
@@ -277,6 +278,15 @@ mod tests {
             )
             .expect("one tile");
         assert_eq!((calls, once == &small * 2.0), (1, true));
+    }
+
+    #[test]
+    fn an_overlap_of_a_whole_tile_counts() {
+        for overlap in [16, 20] {
+            let tiling = Tiling { tile: 16, overlap };
+            assert_eq!(tiling.starts(19), [0, 1, 2, 3]);
+            assert_eq!(tiling.count(19, 16), 4);
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 /// Standard deviation of red, green and blue over the usual photographs.
 pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
-/// The nearest picture of 8 bits to `xs`, values from 0 to 1; those beyond are cut off.
+/// The nearest picture of 8 bits to `xs`, values from 0 to 1; those beyond are cut off, and what is no number becomes 0.
 ///
 /// # Shapes
 /// `xs`: `[channels, height, width]`, floats, 1 or 3 channels.
@@ -45,9 +45,11 @@ pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 pub fn to_image(xs: &Tensor) -> Result<Image> {
     check::shape("picture", xs, &[None; 3])?;
     let (channels, height, width) = xs.size3()?;
+    // In place: of a large picture each copy is large.
     let bytes = (xs.to_kind(Kind::Float) * 255.0)
-        .round()
-        .clamp(0.0, 255.0)
+        .nan_to_num_(0.0, None::<f64>, None::<f64>)
+        .round_()
+        .clamp_(0.0, 255.0)
         .to_kind(Kind::Uint8)
         .permute([1, 2, 0])
         .contiguous()

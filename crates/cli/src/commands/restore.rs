@@ -16,7 +16,7 @@ use densely_vision::tiles::Tiling;
 use densely_vision::transforms::to_image;
 use serde_json::json;
 
-use super::vision::apply::files;
+use super::vision::apply::{files, of_file};
 use crate::Common;
 
 /// What is wrong with the pictures.
@@ -206,7 +206,11 @@ fn one(
     common: &Common,
 ) -> Result<()> {
     let picture = image::read(from)?;
+    let sixteen = matches!(picture, AnyImage::Sixteen(_));
     let xs = tensor(&picture, restorer.channels());
+    // Of a large picture each copy is large: none is kept for longer than it is needed.
+    drop(picture);
+    let before = side_by_side.then(|| to_image(&xs)).transpose()?;
     let [height, width] = [xs.size()[1], xs.size()[2]];
     let tiles = options.tiling.count(height, width);
     if !common.quiet {
@@ -218,8 +222,10 @@ fn one(
     let bar = Bar::new(tiles as u64, 0, common.quiet);
     let restored = restorer.restore(&xs, options, &mut |done, _| {
         bar.update(0, done as u64, None);
-    })?;
+    });
+    let restored = restored.map_err(of_file(from))?;
     bar.finish();
+    drop(xs);
     if restored.isfinite().all().int64_value(&[]) == 0 {
         let reason = "the network gives values that are not numbers; are its weights damaged?";
         return Err(Error::data(from, reason));
@@ -228,13 +234,13 @@ fn one(
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     }
     let after = to_image(&restored)?;
-    if let AnyImage::Sixteen(_) = picture {
+    if sixteen {
         image::write_png16(to, &deep(&restored)?)?;
     } else {
         image::write_png(to, &after)?;
     }
-    if side_by_side {
-        let both = beside(&to_image(&xs)?, &after)?;
+    if let Some(before) = before {
+        let both = beside(&before, &after)?;
         image::write_png(&beside_name(to), &both)?;
     }
     Ok(())
@@ -242,27 +248,26 @@ fn one(
 
 /// `[channels, height, width]`, values in 0..1, with the channels that the model takes.
 fn tensor(picture: &AnyImage, channels: i64) -> Tensor {
-    let xs = picture.to_tensor();
-    match (xs.size()[0], channels) {
-        (3, 1) => {
-            let part = |channel: i64, weight: f64| xs.narrow(0, channel, 1) * weight;
-            part(0, 0.299) + part(1, 0.587) + part(2, 0.114)
-        }
-        (1, 3) => xs.repeat([3, 1, 1]),
-        _ => xs,
+    match (picture.channels(), channels) {
+        (3, 1) => picture.to_grey().to_tensor(),
+        (1, 3) => picture.to_tensor().repeat([3, 1, 1]),
+        _ => picture.to_tensor(),
     }
 }
 
-/// With 16 bits per value.
+/// With 16 bits per value; row by row, so that there is no other copy.
 fn deep(xs: &Tensor) -> Result<Image<u16>> {
-    let size = xs.size();
-    let values = (xs.clamp(0.0, 1.0) * 65535.0)
-        .round()
-        .permute([1, 2, 0])
-        .contiguous();
-    let values: Vec<f32> = Vec::try_from(values.flatten(0, -1))?;
-    let pixels = values.into_iter().map(|value| value as u16).collect();
-    Image::new(size[2] as usize, size[1] as usize, size[0] as usize, pixels)
+    let (channels, height, width) = xs.size3()?;
+    let mut pixels = Vec::with_capacity((channels * height * width) as usize);
+    for row in 0..height {
+        let row = (xs.select(1, row).clamp(0.0, 1.0) * 65535.0)
+            .round()
+            .transpose(0, 1)
+            .contiguous();
+        let values: Vec<f32> = Vec::try_from(row.flatten(0, -1))?;
+        pixels.extend(values.into_iter().map(|value| value as u16));
+    }
+    Image::new(width as usize, height as usize, channels as usize, pixels)
 }
 
 fn beside(left: &Image, right: &Image) -> Result<Image> {

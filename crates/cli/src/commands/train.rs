@@ -76,6 +76,9 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 fn run_tabular(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Result<()> {
     let (files, mut settings): (_, FitSettings) = recipe.fit_settings(&arguments.recipe)?;
     let compare: Option<Compare> = recipe.compare(&arguments.recipe)?;
+    if let Some(compare) = &compare {
+        compare.check()?;
+    }
     let path = arguments.data_dir.join(&files.file);
     let (table, prepared) = prepare(&files, &arguments.data_dir, &mut settings)
         .map_err(|error| recipe.explain(error))?;

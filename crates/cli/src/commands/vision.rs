@@ -52,7 +52,7 @@ pub(crate) struct Train {
     /// Train the head alone; wants --weights.
     #[arg(long, requires = "weights")]
     linear_probe: bool,
-    /// Side of the pictures that the network sees; that of the data where all are small, else 224, when left out.
+    /// Side of the pictures that the network sees; that of the data where they are small squares of one size, else 224, when left out.
     #[arg(long, value_parser = clap::value_parser!(i64).range(8..=2048))]
     size: Option<i64>,
     /// Share of the pictures for validation, where there is no folder `val`.
@@ -104,6 +104,16 @@ pub(crate) fn run(command: &Command, common: &Common) -> Result<()> {
     }
 }
 
+/// The folder that the paths of a data set are relative to, and its file there; without a name where the folder is the data set.
+fn place_of(data: &Path) -> (&Path, String) {
+    if !data.is_file() {
+        return (data, String::new());
+    }
+    let name = data.file_name().unwrap_or_default().to_string_lossy();
+    let folder = data.parent().unwrap_or(Path::new(""));
+    (folder, name.into_owned())
+}
+
 /// The pictures of `path`, which is relative to `folder`.
 fn source(folder: &Path, path: &str) -> Source {
     let whole = folder.join(path);
@@ -122,27 +132,21 @@ fn source(folder: &Path, path: &str) -> Source {
     }
 }
 
-/// Steps over which the learning rate rises, in trainings of more than ten times as many.
+/// Steps over which the learning rate rises, where half an epoch has as many; else that half.
 const WARMUP: u64 = 100;
 
 /// Pictures up to this side are taken as they are, with a small stem.
 const SMALL: usize = 96;
 
 fn train(arguments: &Train, common: &Common) -> Result<()> {
-    let mut data = DataSettings::new(source(&arguments.data, ""));
-    if arguments.data.is_file() {
-        let name = arguments
-            .data
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
-        data.train = source(arguments.data.parent().unwrap_or(Path::new("")), &name);
-    } else if arguments.data.join("train").is_dir() {
+    let (folder, file) = place_of(&arguments.data);
+    let mut data = DataSettings::new(source(folder, &file));
+    if file.is_empty() && folder.join("train").is_dir() {
         let part = |names: &[&str]| {
-            let found = names.iter().find(|name| arguments.data.join(name).is_dir());
-            found.map(|name| source(&arguments.data, name))
+            let found = names.iter().find(|name| folder.join(name).is_dir());
+            found.map(|name| source(folder, name))
         };
-        data.train = source(&arguments.data, "train");
+        data.train = source(folder, "train");
         data.valid = part(&["val", "valid", "validation"]);
         data.test = part(&["test"]);
     }
@@ -159,11 +163,6 @@ fn train(arguments: &Train, common: &Common) -> Result<()> {
         .map(|change| change["data.".len()..].to_owned())
         .collect();
     let data = recipe::changed(&data, &of_data)?;
-    let folder = if arguments.data.is_file() {
-        arguments.data.parent().unwrap_or(Path::new(""))
-    } else {
-        &arguments.data
-    };
     let prepared = Prepared::open(folder, &data)?;
     let settings = arguments.settings(data, &prepared, &others, common)?;
     describe(&prepared, common);
@@ -238,7 +237,9 @@ impl Train {
             }
         }
         let side = sides.iter().copied().max().unwrap_or(0);
-        let small = sides.len() == 1 && side <= SMALL;
+        // Small pictures are taken as they are: none of another size is made of them.
+        let small =
+            sides.len() == 1 && side <= SMALL && self.size.is_none_or(|size| size == side as i64);
         let size = self.size.unwrap_or(if small { side as i64 } else { 224 });
         let mut model = ModelSettings {
             preset: self.model.clone(),
@@ -291,13 +292,18 @@ impl Train {
         if let (Some(lr), OptimConfig::AdamW(config)) = (self.lr, &mut train.optimizer) {
             config.lr = lr;
         }
-        let steps = (prepared.train.len() as u64).div_ceil(train.batch_size.max(1) as u64);
-        train.schedule = ScheduleConfig {
-            shape: Shape::Cosine { min_lr: 0.0 },
-            warmup_steps: (steps.saturating_mul(train.epochs) / 10).min(WARMUP),
-        };
-        let settings = ClassifySettings { data, model, train };
-        recipe::changed(&settings, changes)
+        let mut settings = ClassifySettings { data, model, train };
+        // Twice, as the changes may be of the batch size. The number of epochs must not count: a run may go on for more.
+        for _ in 0..2 {
+            let batch_size = settings.train.batch_size.max(1) as u64;
+            let steps = (prepared.train.len() as u64).div_ceil(batch_size);
+            settings.train.schedule = ScheduleConfig {
+                shape: Shape::Cosine { min_lr: 0.0 },
+                warmup_steps: (steps / 2).min(WARMUP),
+            };
+            settings = recipe::changed(&settings, changes)?;
+        }
+        Ok(settings)
     }
 }
 
@@ -334,21 +340,9 @@ fn photographs(size: i64, channels: usize) -> (TrainTransform, EvalTransform) {
 
 fn evaluate(arguments: &Evaluate, common: &Common) -> Result<()> {
     let classifier = Classifier::open(&arguments.run, common.device.open()?)?;
-    let (folder, name) = if arguments.data.is_file() {
-        let name = arguments
-            .data
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
-        (
-            arguments.data.parent().unwrap_or(Path::new("")),
-            name.into_owned(),
-        )
-    } else {
-        (arguments.data.as_path(), String::new())
-    };
+    let (folder, file) = place_of(&arguments.data);
     let classes = &classifier.pipeline.classes;
-    let part = Part::all(source(folder, &name).open(folder, classes)?);
+    let part = Part::all(source(folder, &file).open(folder, classes)?);
     if part.is_empty() {
         return Err(Error::data(&arguments.data, "there is no picture"));
     }

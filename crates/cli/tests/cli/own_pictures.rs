@@ -144,7 +144,10 @@ fn bad_pictures_have_a_sentence_each() {
     let mut bomb = encode_png(&good).unwrap();
     // Sides of a million pixels, in the header.
     bomb[16..24].copy_from_slice(&[0, 15, 66, 64, 0, 15, 66, 64]);
-    let cases: [(&str, &[u8], &str); 5] = [
+    // So thin that its longer side would be resized to more pixels than any picture has.
+    let thin = Image::new(6000, 1, 3, vec![90; 18_000]).unwrap();
+    let cases: [(&str, &[u8], &str); 6] = [
+        ("thin.png", &encode_png(&thin).unwrap(), "thin.png"),
         ("cut.jpg", &jpeg[..jpeg.len() / 2], "cut.jpg"),
         ("text.png", b"hello, I am a text", "text.png"),
         ("empty.png", b"", "empty.png"),
@@ -223,6 +226,111 @@ fn bad_pictures_have_a_sentence_each() {
     bench.vision(&["data", "--linear-probe"]).failure().code(2);
 }
 
+/// Trains a tiny network on `data` without saying for how long.
+fn own(bench: &Bench, words: &[&str]) -> assert_cmd::assert::Assert {
+    let tiny = TINY.iter().enumerate();
+    let tiny = tiny.filter(|(place, _)| !matches!(place, 2 | 3));
+    let all: Vec<&str> = ["vision", "train", "data"]
+        .iter()
+        .chain(words)
+        .chain(tiny.map(|(_, word)| word))
+        .copied()
+        .collect();
+    bench.densely(&all)
+}
+
+#[test]
+fn a_size_that_is_not_the_pictures_own_resizes_them() {
+    let bench = Bench::new();
+    classes(&bench.path("data"), 12, 12);
+    for (size, kind) in [("12", "padded"), ("8", "resized"), ("24", "resized")] {
+        let words = ["--size", size, "--out", size, "--epochs", "1"];
+        let trained = own(&bench, &words).success();
+        assert!(!stderr(&trained).contains("left out"), "{size}");
+        let settings = std::fs::read_to_string(bench.path(size).join("config.toml")).unwrap();
+        let kind = format!("kind = \"{kind}\"");
+        assert!(settings.contains(&kind), "{size}: {settings}");
+    }
+}
+
+#[test]
+fn a_run_may_go_on_for_more_epochs_and_be_as_short_as_a_step() {
+    let bench = Bench::new();
+    classes(&bench.path("data"), 12, 12);
+    own(&bench, &["--out", "run", "--epochs", "1"]).success();
+    own(&bench, &["--out", "run", "--epochs", "40", "--resume"]).success();
+    let short = ["--out", "short", "--set", "train.epochs=1"];
+    own(&bench, &short).success();
+    let step = [
+        "--out",
+        "step",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "train.batch_size=22",
+    ];
+    own(&bench, &step).success();
+}
+
+const COLOURS: &str = r#"
+name = "colours"
+title = "Colours"
+domain = "vision"
+seeds = [0]
+[data]
+train = { folder = { path = "data" } }
+valid_share = 0.25
+[model.config]
+layers = [1, 1, 1, 1]
+embed_dims = [8, 8, 8, 12]
+in_patch_size = 3
+in_stride = 2
+in_pad = 1
+[train]
+batch_size = 8
+epochs = 1
+augment = { crop = { kind = "padded", size = 12 } }
+eval = { size = 12 }
+"#;
+
+#[test]
+fn models_of_a_comparison_have_names_of_their_own_and_stay_in_their_folder() {
+    let bench = Bench::new();
+    bench.write("colours.toml", COLOURS);
+    let train = |models: &str| {
+        let models = format!("compare.models=[{models}]");
+        let words = ["train", "colours.toml", "--set", &models];
+        bench.densely(&[words.as_slice(), &["--device", "cpu", "--json"]].concat())
+    };
+    // Before any picture is read: there is none yet.
+    for (models, part) in [
+        ("{ train = { epochs = 2 } }", "each must have a `name`"),
+        (
+            "{ name = \"a\" }, { name = \"a\" }",
+            "`a` and `a` would share the folder `a`",
+        ),
+        (
+            "{ name = \"a\", forecast = { horizon = 3 } }",
+            "is for recipes of the domain forecast",
+        ),
+    ] {
+        let said = stderr(&train(models).failure().code(1));
+        assert!(said.contains(part), "{said}");
+    }
+    classes(&bench.path("data"), 12, 12);
+    let trained = train("{ name = \"../x\" }").success();
+    assert!(
+        bench
+            .path("runs/colours/comparison/---x/seed-0/report.md")
+            .is_file()
+    );
+    // Without test pictures nothing is said of such.
+    let summary: Value = serde_json::from_str(&stdout(&trained)).unwrap();
+    let comparison = &summary["comparison"];
+    assert_eq!(comparison["part"], "validation");
+    assert_eq!(comparison["rows"][1]["split"], "validation");
+}
+
 const RECIPE: &str = r#"
 name = "denoise"
 title = "Noise of 25/255"
@@ -265,6 +373,18 @@ fn a_restorer_is_trained_by_a_recipe_and_restores_folders() {
             "--device",
             "cpu",
             "--json",
+        ])
+        .success();
+    // It has no table of a schedule whose warm-up could be too long for few steps.
+    bench
+        .densely(&[
+            "train",
+            "denoise.toml",
+            "--smoke",
+            "--out",
+            "smoke",
+            "--device",
+            "cpu",
         ])
         .success();
     let summary: Value = serde_json::from_str(&stdout(&trained)).unwrap();

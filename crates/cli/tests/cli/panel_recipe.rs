@@ -138,6 +138,13 @@ fn a_recipe_of_own_series_stands_beside_models_without_covariates_and_the_naive_
         &["--set", "compare.models=[{ data = {} }]"],
         "each must have a `name`",
     );
+    refused(
+        &[
+            "--set",
+            "compare.models=[{ name = \"A b\" }, { name = \"a-b\" }]",
+        ],
+        "`A b` and `a-b` would share the folder `a-b`",
+    );
     refused(&["--set", "compare.modells=[]"], "compare: ");
     refused(
         &["--set", "compare.metric=owa"],

@@ -1,7 +1,7 @@
 //! Files of pictures. The format is told by the content; what a header claims is checked before memory is taken.
 
-use std::fs;
-use std::io::{Cursor, ErrorKind};
+use std::fs::{self, File};
+use std::io::{Cursor, ErrorKind, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -36,7 +36,7 @@ impl Default for ReadOptions {
 /// Reads the picture at `path` with the default [`ReadOptions`]; see [`decode_with`].
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, and those of [`decode_with`].
+/// Those of [`read_with`].
 pub fn read(path: &Path) -> Result<AnyImage> {
     read_with(path, &ReadOptions::default())
 }
@@ -44,22 +44,31 @@ pub fn read(path: &Path) -> Result<AnyImage> {
 /// Reads the picture at `path`; see [`decode_with`].
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, and those of [`decode_with`].
+/// [`Error::Io`] when the file cannot be read; [`Error::Data`] for a folder, pipe or device; those of [`decode_with`].
 pub fn read_with(path: &Path, options: &ReadOptions) -> Result<AnyImage> {
-    let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
-    if bytes
-        > options
-            .max_pixels
-            .saturating_mul(16)
-            .saturating_add(BESIDES)
-    {
-        let most = options.max_pixels;
+    let most = options.max_pixels;
+    let limit = most.saturating_mul(16).saturating_add(BESIDES);
+    let check = |bytes: u64| {
+        if bytes <= limit {
+            return Ok(());
+        }
         let reason = format!(
             "{bytes} bytes are too many for a picture of at most {most} pixels; raise `max_pixels` if it is one"
         );
-        return Err(Error::data(path, reason));
+        Err(Error::data(path, reason))
+    };
+    let found = fs::metadata(path).map_err(Error::io(path))?;
+    // Pipes can block and devices go on for ever.
+    if !found.is_file() {
+        return Err(Error::data(path, "is no plain file; expected a picture"));
     }
-    let bytes = fs::read(path).map_err(Error::io(path))?;
+    check(found.len())?;
+    let mut bytes = Vec::with_capacity(found.len() as usize);
+    // The file may have grown.
+    File::open(path)
+        .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes))
+        .map_err(Error::io(path))?;
+    check(bytes.len() as u64)?;
     decode_with(&bytes, path, options)
 }
 

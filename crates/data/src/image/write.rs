@@ -5,7 +5,8 @@ use std::path::Path;
 use ::image::codecs::jpeg::JpegEncoder;
 use ::image::codecs::png::PngEncoder;
 use ::image::codecs::webp::WebPEncoder;
-use ::image::{ExtendedColorType, ImageBuffer, ImageEncoder, ImageResult, Luma, Rgb};
+use ::image::error::{ParameterError, ParameterErrorKind};
+use ::image::{ExtendedColorType, ImageBuffer, ImageEncoder, ImageError, ImageResult, Luma, Rgb};
 use densely_core::{Error, Result, fs};
 
 use super::Image;
@@ -57,7 +58,6 @@ pub fn write_png16(path: &Path, image: &Image<u16>) -> Result<()> {
     let pixels = image.pixels.as_slice();
     let bytes = encode(image, MAX_SIDE_PNG, "PNG", |to, width, height, _| {
         let encoder = PngEncoder::new(to);
-        // Sizes fit: `Image` has checked them.
         let written = if image.channels == 1 {
             ImageBuffer::<Luma<u16>, _>::from_raw(width, height, pixels)
                 .map(|image| image.write_with_encoder(encoder))
@@ -65,7 +65,10 @@ pub fn write_png16(path: &Path, image: &Image<u16>) -> Result<()> {
             ImageBuffer::<Rgb<u16>, _>::from_raw(width, height, pixels)
                 .map(|image| image.write_with_encoder(encoder))
         };
-        written.unwrap_or(Ok(()))
+        written.unwrap_or_else(|| {
+            let kind = ParameterErrorKind::DimensionMismatch;
+            Err(ImageError::Parameter(ParameterError::from_kind(kind)))
+        })
     })?;
     fs::write(path, &bytes)
 }

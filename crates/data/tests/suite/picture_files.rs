@@ -1,5 +1,6 @@
 //! Files of pictures: every format as Pillow reads it, what is written is read again, and no bytes make a reader panic.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use densely_core::Error;
@@ -53,7 +54,7 @@ fn every_format_is_read_as_pillow_reads_it() {
         assert!(worst as f64 <= tolerance(case), "{case}: {worst} levels");
         let grey = format!("{case}.grey");
         if golden.has(&grey) {
-            let made = pixels(&AnyImage::Eight(image.to_grey8()));
+            let made = pixels(&AnyImage::Eight(image.to_grey8().into_owned()));
             assert_close(&made, &golden.tensor(&grey), 0.0, tolerance(case));
         }
     }
@@ -65,10 +66,22 @@ fn depths_and_channels_convert() {
     let deep = AnyImage::from(deep);
     assert_eq!(deep.to_rgb8().pixels(), [0x12, 0x12, 0x12, 255, 255, 255]);
     assert_eq!(deep.to_grey8().pixels(), [0x12, 255]);
+    assert_eq!(deep.to_grey(), deep);
     let expected = Tensor::from_slice(&[4863.0f32 / 65_535.0, 1.0]).view([1, 2, 1]);
     assert_eq!(deep.to_tensor(), expected);
     let colours = AnyImage::from(Image::new(2, 1, 3, vec![255u8, 0, 0, 0, 128, 255]).unwrap());
     assert_eq!(colours.to_grey8().pixels(), [76, 104]);
+    assert_eq!(colours.to_grey(), colours.to_grey8().into_owned().into());
+    assert!(matches!(colours.to_rgb8(), Cow::Borrowed(_)));
+    // The same picture with 16 bits.
+    let deep = [255u16, 0, 0, 0, 128, 255]
+        .map(|value| value * 257)
+        .to_vec();
+    let deep = AnyImage::from(Image::new(2, 1, 3, deep).unwrap());
+    let AnyImage::Sixteen(grey) = deep.to_grey() else {
+        panic!("16 bits")
+    };
+    assert_eq!(grey.pixels(), [19_595, 26_781]);
     let planes = [1.0, 0.0, 0.0, 128.0f32 / 255.0, 0.0, 1.0];
     assert_eq!(
         colours.to_tensor(),
@@ -142,7 +155,7 @@ fn a_lower_quality_is_a_smaller_and_worse_jpeg() {
     let golden = golden();
     let image = decode(&file(&golden, "png_rgb"), Path::new("x"))
         .unwrap()
-        .to_rgb8();
+        .into_rgb8();
     let [low, high] = [10, 90].map(|quality| encode_jpeg(&image, quality).unwrap());
     assert!(low.len() < high.len());
     let error = |bytes: &[u8]| {
@@ -205,6 +218,22 @@ fn what_is_no_picture_is_told_apart() {
     assert!(
         matches!(missing, Error::Io { .. }) && missing.to_string().starts_with("/no/such.png: ")
     );
+}
+
+#[cfg(unix)]
+#[test]
+fn folders_and_devices_are_no_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = folder.path().join("x.png");
+    std::os::unix::fs::symlink("/dev/null", &device).unwrap();
+    for path in [device.as_path(), folder.path()] {
+        let error = read(path).unwrap_err().to_string();
+        let path = path.display();
+        assert_eq!(
+            error,
+            format!("{path}: is no plain file; expected a picture")
+        );
+    }
 }
 
 /// A PNG whose header says `width` × `height`.

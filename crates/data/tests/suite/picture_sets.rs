@@ -433,6 +433,53 @@ mod folders {
         assert!(set.label(0).is_none() && set.classes().is_empty());
     }
 
+    #[test]
+    fn classes_that_folders_cannot_have_are_named() {
+        let (flat, sorted) = (folder(&["a.png"]), folder(&["a/1.png", "b/2.png"]));
+        let open = |root: &tempfile::TempDir, classes: &[&str]| {
+            let options = FolderOptions {
+                classes: names(classes),
+                ..FolderOptions::default()
+            };
+            Folder::open_with(root.path(), &options)
+        };
+        assert!(open(&sorted, &["b", "a"]).is_ok());
+        let error = open(&sorted, &["a", "b", "a"]).unwrap_err().to_string();
+        assert!(error.ends_with("the class `a` is given twice"), "{error}");
+        let error = open(&flat, &["a", "b"]).unwrap_err().to_string();
+        assert!(
+            error.ends_with("holds pictures and no class folder; expected folders such as `a`"),
+            "{error}"
+        );
+    }
+
+    // Other systems have no such names.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_class_folder_whose_name_is_no_text_is_named() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let root = folder(&["a/1.png"]);
+        let odd = root.path().join(OsStr::from_bytes(b"b\xff"));
+        fs::create_dir(&odd).unwrap();
+        write(&odd.join("2.png"), &one(2)).unwrap();
+        let given: [&[&str]; 2] = [&[], &["a", "b\u{fffd}"]];
+        for classes in given {
+            let options = FolderOptions {
+                classes: names(classes),
+                allow_empty: true,
+                ..FolderOptions::default()
+            };
+            let error = Folder::open_with(root.path(), &options).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .ends_with("the name of a class folder must be UTF-8; rename it"),
+                "{error}"
+            );
+        }
+    }
+
     #[cfg(unix)]
     #[test]
     fn links_in_a_circle_end() {
@@ -541,6 +588,33 @@ mod parquet_files {
         assert_eq!((set.len(), set.label(0), set.classes().len()), (4, None, 0));
         assert_eq!(first_value(&set.picture(3).unwrap()), 1);
         assert!(set.name(3).ends_with("set.parquet, picture 2"));
+    }
+
+    #[test]
+    fn files_of_one_set_name_its_classes_alike() {
+        let file = |names: Option<&str>| {
+            let json = names.map(|names| {
+                format!(r#"{{"info": {{"features": {{"label": {{"names": [{names}]}}}}}}}}"#)
+            });
+            let columns = vec![
+                ("img", plain(&files(2))),
+                ("label", labels(&[Some(0), Some(1)])),
+            ];
+            write(columns, json.as_deref())
+        };
+        let (_a, first) = file(Some(r#""x", "y""#));
+        let open = |second: &Path| {
+            ParquetPictures::open_all(&[first.as_path(), second], "img", Some("label"))
+        };
+        let (_b, without) = file(None);
+        for second in [&first, &without] {
+            let set = open(second).unwrap();
+            assert_eq!((set.len(), set.classes()), (4, &names(&["x", "y"])[..]));
+        }
+        let (_c, other) = file(Some(r#""x", "z""#));
+        let error = open(&other).unwrap_err().to_string();
+        let expected = "calls class 1 `z`, a file before it `y`; give files of one data set";
+        assert!(error.ends_with(expected), "{error}");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <array>
+
 #include "../bridge.h"
 #include "dispatch.h"
 #include "pixel_kernels.h"
@@ -14,6 +16,9 @@ namespace {
 using at::Tensor;
 
 const PixelKernels& run() { return DENSELY_PICK(pixels); }
+
+/// Far beyond what is of use, and small enough that no product of sizes overflows.
+constexpr int64_t kMostRows = 1 << 20, kMostSide = 4096;
 
 void check(const Tensor& xs, int64_t count, const char* what) {
   TORCH_CHECK(xs.defined() && xs.device().is_cpu() && xs.scalar_type() == at::kFloat && xs.is_contiguous(), what, " must be contiguous f32 on the CPU");
@@ -30,6 +35,7 @@ rust::Vec<size_t> pixel_steps(rust::Slice<const int64_t> numbers, rust::Slice<co
               "steps of five numbers, two tensors and an eps");
   const Tensor& shape = tensor(like);
   TORCH_CHECK(shape.dim() == 4 && shape.device().is_cpu(), "maps are [pictures, height, width, channels] on the CPU");
+  TORCH_CHECK(tile_rows <= kMostRows, "a chain has too many channels");
   const int64_t pixels = shape.size(0) * shape.size(1) * shape.size(2);
   std::vector<PixelStep> steps;
   std::vector<Tensor> made;
@@ -37,23 +43,27 @@ rust::Vec<size_t> pixel_steps(rust::Slice<const int64_t> numbers, rust::Slice<co
     const int64_t* of = numbers.data() + i * kNumbers;
     const int64_t in = of[1], out = of[2], rows = of[3], inner = of[4];
     const auto work = static_cast<PixelWork>(of[0]);
-    TORCH_CHECK(of[0] >= 0 && of[0] <= static_cast<int64_t>(PixelWork::add) && rows > 0 && in >= 0 && out >= 0 && inner >= 0 && out + rows <= tile_rows &&
-                    in + (work == PixelWork::layer ? inner : rows) <= tile_rows,
-                "a step leaves its tile");
+    TORCH_CHECK(of[0] >= 0 && of[0] <= static_cast<int64_t>(PixelWork::add) && rows > 0 && inner > 0 && rows <= tile_rows && inner <= tile_rows && out >= 0 &&
+                    out <= tile_rows - rows && in >= 0 && in <= tile_rows - inner,
+                "a step leaves its tile, or has no channels");
+    TORCH_CHECK(work == PixelWork::layer || inner == rows, "what goes together must have as many channels");
     const Tensor &a = tensor(tensors[2 * i]), &b = tensor(tensors[2 * i + 1]);
     PixelStep step{work, static_cast<long>(in), static_cast<long>(out), static_cast<long>(rows), static_cast<long>(inner), nullptr, nullptr, nullptr,
                    static_cast<float>(eps[i])};
+    const std::array<int64_t, 4> sizes{shape.size(0), shape.size(1), shape.size(2), rows};
     if (work == PixelWork::load) {
-      check(a, pixels * rows, "a map");
+      check(a, a.numel(), "a map");
+      TORCH_CHECK(a.sizes() == at::IntArrayRef(sizes), "a map has other pictures, sides or channels than its place");
       step.map = data<float>(a);
     } else if (work == PixelWork::store) {
-      made.push_back(at::empty({shape.size(0), shape.size(1), shape.size(2), rows}, shape.options().dtype(at::kFloat)));
+      made.push_back(at::empty(at::IntArrayRef(sizes), shape.options().dtype(at::kFloat)));
       step.map = data<float>(made.back());
     } else if (work == PixelWork::norm) {
       check(a, rows, "a scale");
       check(b, rows, "a shift");
     } else if (work == PixelWork::layer) {
       check(a, rows * inner, "a weight");
+      TORCH_CHECK(a.dim() > 0 && a.size(0) == rows, "a weight is [out, in]");
       if (b.defined()) check(b, rows, "a bias");
     }
     TORCH_CHECK((work != PixelWork::load && work != PixelWork::store) || rows % 16 == 0, "maps have multiples of 16 channels");
@@ -76,11 +86,12 @@ rust::Vec<size_t> pixel_steps(rust::Slice<const int64_t> numbers, rust::Slice<co
 size_t pixel_mix(size_t v, size_t gate, size_t weight, size_t bias, size_t gamma, size_t beta, double eps, int64_t side, bool grid) {
   Plain plain;
   const Tensor &xs = tensor(v), &gates = tensor(gate);
-  TORCH_CHECK(xs.dim() == 4 && side > 0 && xs.size(1) % side == 0 && xs.size(2) % side == 0 && xs.size(3) % 16 == 0,
+  TORCH_CHECK(xs.dim() == 4 && side > 0 && side <= kMostSide && xs.size(1) % side == 0 && xs.size(2) % side == 0 && xs.size(3) > 0 && xs.size(3) % 16 == 0,
               "maps are [pictures, height, width, channels], with sides of whole cells and multiples of 16 channels");
   const int64_t pictures = xs.size(0), height = xs.size(1), width = xs.size(2), channels = xs.size(3), cells = side * side;
   check(xs, xs.numel(), "a map");
   if (gates.defined()) check(gates, xs.numel(), "a gate");
+  TORCH_CHECK(!gates.defined() || gates.sizes() == xs.sizes(), "a gate is of the map's size");
   check(tensor(weight), cells * cells, "a weight");
   if (bias != 0) check(tensor(bias), cells, "a bias");
   if (gamma != 0) check(tensor(gamma), channels, "a scale"), check(tensor(beta), channels, "a shift");

@@ -322,7 +322,11 @@ size_t pool_block(size_t x, rust::Slice<const size_t> params, size_t kept1, size
   const Tensor xs = tensor(x).contiguous();
   check_map(xs);
   TORCH_CHECK(params.size() == kParams && xs.scalar_type() == at::kFloat, "f32 and ten parameters are expected");
-  for (const size_t kept : {kept1, kept2}) TORCH_CHECK(kept == 0 || tensor(kept).numel() == xs.size(0), "one share for each picture");
+  for (const size_t pointer : {kept1, kept2}) {
+    const Tensor& kept = tensor(pointer);
+    TORCH_CHECK(!kept.defined() || (kept.is_cpu() && kept.scalar_type() == at::kFloat && kept.is_contiguous() && kept.numel() == xs.size(0)),
+                "one share for each picture, contiguous f32 on the CPU");
+  }
   const auto [gamma1, beta1, scale1, gamma2, beta2, w1, b1, w2, b2, scale2] = block_params(xs, params.data(), false);
   return handle(PoolBlock::apply(xs, gamma1, beta1, scale1, gamma2, beta2, w1, b1, w2, b2, scale2, optional(tensor(kept1)), optional(tensor(kept2)), eps));
 }

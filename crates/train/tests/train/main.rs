@@ -11,4 +11,5 @@ mod metrics;
 mod report;
 mod resume;
 mod trainer;
+mod training;
 mod tune;

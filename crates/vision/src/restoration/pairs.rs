@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use densely_core::{Error, Result};
-use densely_data::Image;
 use densely_data::image::sources::{Pictures, pictures_below};
 use densely_data::image::{AnyImage, read};
 use tch::Tensor;
@@ -22,7 +21,7 @@ pub struct Pairs {
     /// The name in reports.
     pub name: String,
     pub(super) clean: Part,
-    spoilt: Option<Part>,
+    pub(super) spoilt: Option<Part>,
     degrade: Vec<Degradation>,
     channels: i64,
 }
@@ -80,19 +79,18 @@ impl Pairs {
         self.clean.is_empty()
     }
 
-    fn image(&self, part: &Part, place: usize) -> Result<Image> {
-        Ok(converted(&part.picture(place)?, self.channels))
-    }
-
     /// A whole pair, `[channels, height, width]` each: spoilt and clean. What is drawn for the spoilt one depends on the picture's place alone, so that
     /// every model and epoch is judged by the same noise.
     ///
     /// # Errors
     /// Those of the pictures' files; [`Error::Shape`] when the two differ in size.
     pub fn whole(&self, place: usize) -> Result<[Tensor; 2]> {
-        let clean = self.image(&self.clean, place)?.to_tensor();
+        let xs = |part: &Part| -> Result<Tensor> {
+            Ok(converted(&part.picture(place)?, self.channels).to_tensor())
+        };
+        let clean = xs(&self.clean)?;
         let spoilt = match &self.spoilt {
-            Some(part) => self.image(part, place)?.to_tensor(),
+            Some(part) => xs(part)?,
             None => degrade(
                 &clean,
                 &self.degrade,
@@ -115,9 +113,13 @@ impl Pairs {
         augment: &PairTransform,
         rng: &mut Rng,
     ) -> Result<(Tensor, Tensor)> {
-        let clean = self.image(&self.clean, place)?;
+        let clean = self.clean.picture(place)?;
+        let clean = converted(&clean, self.channels);
         let square = match &self.spoilt {
-            Some(part) => augment.apply(&self.image(part, place)?, &clean, rng),
+            Some(part) => {
+                let spoilt = part.picture(place)?;
+                augment.apply(&converted(&spoilt, self.channels), &clean, rng)
+            }
             None => augment.apply_clean(&clean, &self.degrade, rng),
         };
         square.map_err(|error| match error {
@@ -228,8 +230,9 @@ impl Prepared {
     /// Opens and divides the data set in `folder`.
     ///
     /// # Errors
-    /// Those of the files; [`Error::Config`] for a part without pictures.
+    /// Those of [`DataSettings::validate`] and of the files; [`Error::Config`] for a part without pictures.
     pub fn open(folder: &Path, settings: &DataSettings) -> Result<Self> {
+        settings.validate()?;
         let open = |source| Pairs::open(folder, source, settings);
         let all = open(&settings.train)?;
         let (train, valid) = if let Some(valid) = &settings.valid {

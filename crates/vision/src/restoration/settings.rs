@@ -68,7 +68,7 @@ pub struct DataSettings {
     /// Sets of pictures that are judged at the end.
     #[serde(default)]
     pub test: Vec<PairSource>,
-    /// What spoils clean pictures, one after the other.
+    /// What spoils the clean pictures of sources without spoilt ones, one after the other.
     #[serde(default = "noise")]
     pub degrade: Vec<Degradation>,
     /// 3 for colours, 1 for grey: pictures are converted.
@@ -95,6 +95,45 @@ fn three() -> i64 {
 
 fn noise() -> Vec<Degradation> {
     vec![Degradation::Noise(GaussianNoise::default())]
+}
+
+impl DataSettings {
+    /// Checks the ranges, and that something spoils the pictures of each source.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        if !matches!(self.channels, 1 | 3) {
+            let reason = format!("must be 1 or 3, got {}", self.channels);
+            return Err(Error::config("data.channels", reason));
+        }
+        check::dropout("data.valid_share", self.valid_share)?;
+        for step in &self.degrade {
+            step.validate()?;
+        }
+        let mut sources = std::iter::once(&self.train)
+            .chain(&self.valid)
+            .chain(&self.test);
+        let clean = sources.find(|source| source.spoilt.is_none());
+        if let Some(source) = clean.filter(|_| self.degrade.is_empty()) {
+            let reason = format!(
+                "must say what spoils the pictures of `{}`, which come without spoilt ones",
+                source.clean
+            );
+            return Err(Error::config("data.degrade", reason));
+        }
+        let names: Vec<String> = self.test.iter().map(PairSource::name).collect();
+        if let Some(name) = names
+            .iter()
+            .enumerate()
+            .find_map(|(place, name)| names[..place].contains(name).then_some(name))
+        {
+            let reason =
+                format!("has two sets that are called `{name}`: give each a `name` of its own");
+            return Err(Error::config("data.test", reason));
+        }
+        Ok(())
+    }
 }
 
 /// What restored pictures are compared as.
@@ -209,24 +248,7 @@ impl RestoreSettings {
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
         let Self { data, train, .. } = self;
-        if !matches!(data.channels, 1 | 3) {
-            let reason = format!("must be 1 or 3, got {}", data.channels);
-            return Err(Error::config("data.channels", reason));
-        }
-        check::dropout("data.valid_share", data.valid_share)?;
-        for step in &data.degrade {
-            step.validate()?;
-        }
-        let names: Vec<String> = data.test.iter().map(PairSource::name).collect();
-        if let Some(name) = names
-            .iter()
-            .enumerate()
-            .find_map(|(place, name)| names[..place].contains(name).then_some(name))
-        {
-            let reason =
-                format!("has two sets that are called `{name}`: give each a `name` of its own");
-            return Err(Error::config("data.test", reason));
-        }
+        data.validate()?;
         for (field, value) in [
             ("train.batch_size", train.batch_size),
             ("train.epoch_squares", train.epoch_squares),
@@ -237,7 +259,6 @@ impl RestoreSettings {
         }
         for (field, value) in [
             ("train.clip_norm", train.clip_norm),
-            ("train.loss.eps", train.loss.eps),
             ("train.loss.frequency", train.loss.frequency),
         ] {
             if !(value >= 0.0 && value.is_finite()) {
@@ -245,12 +266,26 @@ impl RestoreSettings {
                 return Err(Error::config(field, reason));
             }
         }
+        let eps = train.loss.eps;
+        if !(eps > 0.0 && ((eps * eps) as f32).is_normal()) {
+            let reason = format!("must be positive, and its square a normal f32, got {eps}");
+            return Err(Error::config("train.loss.eps", reason));
+        }
         if !(0.0..=1.0).contains(&train.mixup) {
             let reason = format!("must lie in [0, 1], got {}", train.mixup);
             return Err(Error::config("train.mixup", reason));
         }
         check::dropout("train.ema_decay", train.ema_decay)?;
         train.augment.validate()?;
+        let reach = data.degrade.iter().map(Degradation::reach).max();
+        let reach = reach.filter(|_| data.train.spoilt.is_none()).unwrap_or(0);
+        if train.augment.size <= reach {
+            let reason = format!(
+                "must be more than the {reach} pixels that `data.degrade` blurs over, got {}",
+                train.augment.size
+            );
+            return Err(Error::config("train.augment.size", reason));
+        }
         train.optimizer.validate()?;
         train.schedule.validate()
     }
@@ -281,5 +316,7 @@ pub(super) fn resolve(model: &ModelSettings, channels: i64) -> Result<(MaximConf
         ));
     }
     let value = preset.config_with(&Value::Object(fields))?;
-    Ok((parse_config(&value)?, value))
+    let config: MaximConfig = parse_config(&value)?;
+    config.validate()?;
+    Ok((config, value))
 }

@@ -2,21 +2,41 @@
 
 use densely_core::{Error, Result, check};
 
+/// Longest side of a picture.
+pub(crate) const MAX_SIDE: i64 = 65_535;
+
 /// A side in pixels.
 pub(crate) fn side(field: &str, value: i64) -> Result<usize> {
     check::positive(field, value)?;
+    at_most(field, value, MAX_SIDE)?;
     Ok(value as usize)
 }
 
-/// Fails unless `value` lies in [0, 1].
-pub(crate) fn probability(field: &str, value: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&value) {
+/// Fails unless `value` is at most `most`.
+pub(crate) fn at_most(field: &str, value: i64, most: i64) -> Result<()> {
+    if value <= most {
         return Ok(());
     }
     Err(Error::config(
         field,
-        format!("must lie in [0, 1], got {value}"),
+        format!("must be at most {most}, got {value}"),
     ))
+}
+
+/// Fails unless `value` lies between `least` and `most`.
+pub(crate) fn within(field: &str, value: f64, least: f64, most: f64) -> Result<()> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::config(
+        field,
+        format!("must lie in [{least}, {most}], got {value}"),
+    ))
+}
+
+/// Fails unless `value` lies in [0, 1].
+pub(crate) fn probability(field: &str, value: f64) -> Result<()> {
+    within(field, value, 0.0, 1.0)
 }
 
 /// Fails unless the two are above 0, at most 1 and in order.

@@ -110,10 +110,7 @@ pub fn solarize_add(image: &Image, add: u32) -> Image {
 /// How bright a pixel is, by ITU-R 601.
 fn luma(pixel: &[u8]) -> u8 {
     match *pixel {
-        [r, g, b] => {
-            let sum = 19595 * u32::from(r) + 38470 * u32::from(g) + 7471 * u32::from(b);
-            ((sum + 0x8000) >> 16) as u8
-        }
+        [r, g, b] => densely_data::image::luma([r, g, b]) as u8,
         _ => pixel[0],
     }
 }

@@ -5,9 +5,12 @@ use densely_core::{Error, Result, check};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::checks::{probability, probability_range};
+use super::checks::{at_most, probability, probability_range};
 use super::geometry::Window;
 use super::rng::Rng;
+
+/// Most rectangles of a picture.
+const MOST: i64 = 1000;
 
 /// What a rectangle is overwritten with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +36,7 @@ pub struct RandomErasing {
     pub area: [f64; 2],
     /// Least height by width of a rectangle, at most 1; the largest is its inverse.
     pub min_aspect: f64,
-    /// Largest number of rectangles; there are from 1 up to this.
+    /// Largest number of rectangles; there are from 1 up to this, at most 1000.
     pub count: i64,
 }
 
@@ -67,6 +70,7 @@ impl RandomErasing {
         probability("prob", self.prob)?;
         probability_range("area", self.area)?;
         check::positive("count", self.count)?;
+        at_most("count", self.count, MOST)?;
         if self.min_aspect > 0.0 && self.min_aspect <= 1.0 {
             return Ok(());
         }
@@ -81,10 +85,10 @@ impl RandomErasing {
         if !rng.chance(self.prob) {
             return Vec::new();
         }
-        let count = 1 + rng.below(self.count as usize);
+        let count = 1 + rng.below(self.count.clamp(1, MOST) as usize);
         let area = (height * width) as f64 / count as f64;
         let aspect = self.min_aspect.ln();
-        let mut windows = Vec::with_capacity(count);
+        let mut windows = Vec::new();
         for _ in 0..count {
             for _ in 0..10 {
                 let part = rng.uniform(self.area[0], self.area[1]) * area;

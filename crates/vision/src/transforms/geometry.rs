@@ -5,7 +5,7 @@ use densely_data::Image;
 use densely_data::image::{Filter, resize};
 use serde::{Deserialize, Serialize};
 
-use super::checks::{probability_range, side};
+use super::checks::{MAX_SIDE, at_most, probability_range, side};
 use super::rng::Rng;
 
 /// How values between pixels are found.
@@ -73,6 +73,16 @@ impl Window {
         }
     }
 
+    /// A random square of `size` times `size` pixels; at the edge along a side that is shorter.
+    pub(super) fn square(size: usize, height: usize, width: usize, rng: &mut Rng) -> Self {
+        Self {
+            top: rng.below(height.saturating_sub(size) + 1),
+            left: rng.below(width.saturating_sub(size) + 1),
+            height: size,
+            width: size,
+        }
+    }
+
     /// The middle of a picture, where the larger margin is at the bottom and right by torchvision's rounding: half to even.
     fn middle(image: &Image, height: usize, width: usize) -> Self {
         let margin = |whole: usize, part: usize| {
@@ -98,9 +108,10 @@ pub fn crop(image: &Image, window: Window) -> Result<Image> {
 /// The picture with the shorter side of `side` pixels and the longer one in proportion, rounded down as torchvision's `Resize` does.
 ///
 /// # Errors
-/// [`Error::Config`] when `side` is 0.
+/// [`Error::Config`] when `side` is 0, or one side would have more than 65535 pixels: a strip of 3 × 800 pixels cannot be 256 pixels high.
 pub fn resize_shorter(image: &Image, side: usize, sampling: Sampling) -> Result<Image> {
     check::positive("side", side as i64)?;
+    at_most("side", side as i64, MAX_SIDE)?;
     let (width, height) = (image.width(), image.height());
     let short = width.min(height);
     resize_to(image, side * height / short, side * width / short, sampling)
@@ -230,16 +241,14 @@ impl RandomCrop {
     /// Checks the settings.
     ///
     /// # Errors
-    /// [`Error::Config`] when the size is not positive or the padding negative.
+    /// [`Error::Config`] when the size is not positive, the padding negative, or one of them more than 65535 pixels.
     pub fn validate(&self) -> Result<()> {
-        check::positive("size", self.size)?;
-        if self.padding >= 0 {
-            return Ok(());
+        side("size", self.size)?;
+        if self.padding < 0 {
+            let reason = format!("must not be negative, got {}", self.padding);
+            return Err(Error::config("padding", reason));
         }
-        Err(Error::config(
-            "padding",
-            format!("must not be negative, got {}", self.padding),
-        ))
+        at_most("padding", self.padding, MAX_SIDE)
     }
 
     /// Where to crop a picture of `height` times `width` pixels that is padded already.
@@ -255,12 +264,7 @@ impl RandomCrop {
                 got: format!("{height} × {width} pixels"),
             });
         }
-        Ok(Window {
-            top: rng.below(height - size + 1),
-            left: rng.below(width - size + 1),
-            height: size,
-            width: size,
-        })
+        Ok(Window::square(size, height, width, rng))
     }
 
     /// A square of the padded picture.
@@ -309,7 +313,7 @@ impl RandomResizedCrop {
     /// # Errors
     /// [`Error::Config`] naming what is out of range.
     pub fn validate(&self) -> Result<()> {
-        check::positive("size", self.size)?;
+        side("size", self.size)?;
         probability_range("scale", self.scale)?;
         let [least, most] = self.ratio;
         if least > 0.0 && least <= most && most.is_finite() {

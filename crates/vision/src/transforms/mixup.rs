@@ -3,7 +3,7 @@
 
 use densely_core::{Error, Result, check};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::checks::{not_negative, probability};
 use super::geometry::Window;
@@ -35,6 +35,11 @@ impl Mix {
             Self::None => 1.0,
             Self::Blend { lam } | Self::Cut { lam, .. } => lam,
         }
+    }
+
+    /// The shares of classes of the mixed pictures, from those of the pictures, `[batch, classes]`.
+    pub fn shares(self, shares: &Tensor) -> Tensor {
+        shares * self.lam() + shares.flip([0]) * (1.0 - self.lam())
     }
 
     /// A `CutMix` of pictures of `height` times `width` pixels. Its window has about the share 1 − `lam` of the area about the pixel in `row`
@@ -94,7 +99,7 @@ impl Mix {
     }
 }
 
-/// Settings of Mixup and `CutMix`. The targets that come of them are shares of classes, with label smoothing.
+/// Settings of Mixup and `CutMix`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mixup {
@@ -106,10 +111,6 @@ pub struct Mixup {
     pub prob: f64,
     /// Probability of `CutMix` where both are on.
     pub switch_prob: f64,
-    /// This share of a target goes to all classes evenly.
-    pub label_smoothing: f64,
-    /// Number of classes.
-    pub num_classes: i64,
 }
 
 impl Default for Mixup {
@@ -119,8 +120,6 @@ impl Default for Mixup {
             cutmix_alpha: 1.0,
             prob: 1.0,
             switch_prob: 0.5,
-            label_smoothing: 0.1,
-            num_classes: 1000,
         }
     }
 }
@@ -134,9 +133,7 @@ impl Mixup {
         not_negative("mixup_alpha", self.mixup_alpha)?;
         not_negative("cutmix_alpha", self.cutmix_alpha)?;
         probability("prob", self.prob)?;
-        probability("switch_prob", self.switch_prob)?;
-        check::dropout("label_smoothing", self.label_smoothing)?;
-        check::positive("num_classes", self.num_classes)
+        probability("switch_prob", self.switch_prob)
     }
 
     /// How a batch of pictures of `height` times `width` pixels is mixed.
@@ -164,44 +161,19 @@ impl Mixup {
         })
     }
 
-    /// The shares of classes, `[batch, num_classes]` f32 on the labels' device, when pictures are mixed by the share `lam`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless `labels` is `[batch]` of i64; on the CPU also for a label that is no class.
-    pub fn targets(&self, labels: &Tensor, lam: f64) -> Result<Tensor> {
-        self.validate()?;
-        check::shape("labels", labels, &[None])?;
-        check::kind("labels", labels, Kind::Int64)?;
-        let (batch, classes) = (labels.size1()?, self.num_classes);
-        if labels.device() == Device::Cpu && batch > 0 {
-            let (least, most) = (labels.min().int64_value(&[]), labels.max().int64_value(&[]));
-            if least < 0 || most >= classes {
-                return Err(Error::Shape {
-                    what: "labels".to_owned(),
-                    expected: format!("classes from 0 to {}", classes - 1),
-                    got: format!("{least} to {most}"),
-                });
-            }
-        }
-        let off = self.label_smoothing / classes as f64;
-        let on = 1.0 - self.label_smoothing + off;
-        let targets = Tensor::full([batch, classes], off, (Kind::Float, labels.device()))
-            .scatter_value(1, &labels.view([-1, 1]), on);
-        Ok(&targets * lam + targets.flip([0]) * (1.0 - lam))
-    }
-
     /// The mixed pictures and their shares of classes.
     ///
     /// # Shapes
-    /// `xs`: `[batch, channels, height, width]`, normalised; `labels`: `[batch]`, i64; the shares: `[batch, num_classes]`.
+    /// `xs`: `[batch, channels, height, width]`, normalised; `shares` and what becomes of them: `[batch, classes]`, such as
+    /// [smoothed](crate::losses::smoothed) labels.
     ///
     /// # Errors
-    /// Those of [`Mix::apply`] and [`targets`](Self::targets).
-    pub fn apply(&self, xs: &Tensor, labels: &Tensor, rng: &mut Rng) -> Result<(Tensor, Tensor)> {
+    /// [`Error::Shape`] for other shapes; those of [`Mix::apply`].
+    pub fn apply(&self, xs: &Tensor, shares: &Tensor, rng: &mut Rng) -> Result<(Tensor, Tensor)> {
         check::shape("pictures", xs, &[None; 4])?;
         let (batch, _, height, width) = xs.size4()?;
-        check::shape("labels", labels, &[Some(batch)])?;
+        check::shape("shares", shares, &[Some(batch), None])?;
         let mix = self.draw(height as usize, width as usize, rng)?;
-        Ok((mix.apply(xs)?, self.targets(labels, mix.lam())?))
+        Ok((mix.apply(xs)?, mix.shares(shares)))
     }
 }

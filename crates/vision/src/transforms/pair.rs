@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::checks::{probability, side};
-use super::geometry::{Window, crop, hflip, rot90, vflip};
+use super::geometry::{Padding, Window, crop, hflip, pad, rot90, vflip};
 use super::rng::Rng;
 use crate::degrade::{Degradation, degrade};
 
-/// Random squares of pairs of pictures.
+/// Random squares of pairs of pictures. Smaller pictures are first mirrored at their right and lower edge, as `MPRNet`'s loader does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PairTransform {
@@ -50,7 +50,7 @@ impl PairTransform {
     /// The same square of both, each `[channels, size, size]`, f32 from 0 to 1 on the CPU.
     ///
     /// # Errors
-    /// Those of [`validate`](Self::validate); [`Error::Shape`] when the two differ in height or width, or are smaller than the square.
+    /// Those of [`validate`](Self::validate); [`Error::Shape`] when the two differ in height or width.
     pub fn apply(
         &self,
         degraded: &Image,
@@ -75,7 +75,7 @@ impl PairTransform {
     /// A square of a clean picture, degraded and clean, as [`apply`](Self::apply) gives them.
     ///
     /// # Errors
-    /// Those of [`validate`](Self::validate) and of the degradations; [`Error::Shape`] when the picture is smaller than the square.
+    /// Those of [`validate`](Self::validate) and of the degradations.
     pub fn apply_clean(
         &self,
         clean: &Image,
@@ -89,21 +89,8 @@ impl PairTransform {
     fn draw(&self, image: &Image, rng: &mut Rng) -> Result<Place> {
         self.validate()?;
         let size = side("size", self.size)?;
-        let (height, width) = (image.height(), image.width());
-        if height < size || width < size {
-            return Err(Error::Shape {
-                what: "picture".to_owned(),
-                expected: format!("at least {size} × {size} pixels"),
-                got: format!("{height} × {width} pixels"),
-            });
-        }
         Ok(Place {
-            window: Window {
-                top: rng.below(height - size + 1),
-                left: rng.below(width - size + 1),
-                height: size,
-                width: size,
-            },
+            window: Window::square(size, image.height(), image.width(), rng),
             hflip: rng.chance(self.hflip),
             vflip: rng.chance(self.vflip),
             turns: rng.below(if self.turn { 4 } else { 1 }),
@@ -120,7 +107,22 @@ struct Place {
 
 impl Place {
     fn of(&self, image: &Image) -> Result<Image> {
-        let mut part = crop(image, self.window)?;
+        let Window {
+            top,
+            left,
+            height,
+            width,
+        } = self.window;
+        let right = (left + width).saturating_sub(image.width());
+        let below = (top + height).saturating_sub(image.height());
+        let mut part = if right + below > 0 {
+            crop(
+                &pad(image, [0, 0, right, below], Padding::Reflect)?,
+                self.window,
+            )?
+        } else {
+            crop(image, self.window)?
+        };
         if self.hflip {
             part = hflip(&part);
         }
@@ -128,5 +130,31 @@ impl Place {
             part = vflip(&part);
         }
         rot90(&part, self.turns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transforms::to_image;
+
+    #[test]
+    fn smaller_pictures_are_mirrored_right_and_below() -> Result<()> {
+        let picture = Image::new(3, 2, 1, vec![10, 20, 30, 40, 50, 60])?;
+        let transform = PairTransform {
+            size: 4,
+            hflip: 0.0,
+            vflip: 0.0,
+            turn: false,
+        };
+        let expected = [[10_u8, 20, 30, 20], [40, 50, 60, 50]];
+        let expected = [expected, expected].concat().concat();
+        let mut rng = Rng::for_picture(0, 0, 0);
+        let pair = transform.apply(&picture, &picture, &mut rng)?;
+        let made = transform.apply_clean(&picture, &[], &mut rng)?;
+        for xs in [&pair.0, &pair.1, &made.0, &made.1] {
+            assert_eq!(to_image(xs)?.pixels(), expected);
+        }
+        Ok(())
     }
 }

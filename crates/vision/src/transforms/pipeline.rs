@@ -1,11 +1,11 @@
 //! What a picture goes through before a classifier sees it, in training and after.
 
-use densely_core::{Error, Result, check};
+use densely_core::{Error, Result};
 use densely_data::Image;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::checks::{probability, side};
+use super::checks::{MAX_SIDE, probability, side};
 use super::color::ColorJitter;
 use super::erase::RandomErasing;
 use super::geometry::{
@@ -208,12 +208,20 @@ impl EvalTransform {
     /// # Errors
     /// [`Error::Config`] naming what is out of range.
     pub fn validate(&self) -> Result<()> {
-        check::positive("size", self.size)?;
+        side("size", self.size)?;
         if !(self.crop_pct > 0.0 && self.crop_pct <= 1.0) {
             return Err(Error::config(
                 "crop_pct",
                 format!("must lie in (0, 1], got {}", self.crop_pct),
             ));
+        }
+        if self.resized() > MAX_SIDE {
+            let reason = format!(
+                "makes the shorter side {} pixels of at most {MAX_SIDE}, got {}",
+                self.resized(),
+                self.crop_pct
+            );
+            return Err(Error::config("crop_pct", reason));
         }
         self.sampling()?;
         statistics(&self.mean, &self.std)
@@ -238,7 +246,8 @@ impl EvalTransform {
     /// A picture as the model sees it: `[channels, size, size]`, f32 on the CPU.
     ///
     /// # Errors
-    /// Those of [`validate`](Self::validate); [`Error::Shape`] when the picture has other channels than `mean`.
+    /// Those of [`validate`](Self::validate); [`Error::Shape`] when the picture has other channels than `mean`; [`Error::Config`] for a picture
+    /// so narrow that its longer side would have more than 65535 pixels, such as 3 × 800 at a `size` of 224.
     pub fn apply(&self, image: &Image) -> Result<Tensor> {
         self.validate()?;
         let size = side("size", self.size)?;

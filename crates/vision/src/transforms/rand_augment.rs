@@ -17,6 +17,9 @@ use super::rng::Rng;
 /// Magnitudes run from 0 to this unless `mmax` allows more.
 const FULL: f64 = 10.0;
 
+/// Most operations for each picture.
+const MOST_LAYERS: u32 = 100;
+
 /// One kind of operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -185,7 +188,7 @@ impl Action {
 pub struct RandAugment {
     /// Magnitude, about 0 to 10.
     pub magnitude: u32,
-    /// Operations drawn for each picture, with repetition.
+    /// Operations drawn for each picture, with repetition; at most 100.
     pub layers: u32,
     /// Probability of each to be done.
     pub prob: f64,
@@ -240,6 +243,8 @@ impl RandAugment {
             format!("`p` must lie in [0, 1], got {}", self.prob)
         } else if self.magnitude_std < 0.0 || self.magnitude_std.is_nan() {
             format!("`mstd` must not be negative, got {}", self.magnitude_std)
+        } else if self.layers > MOST_LAYERS {
+            format!("`n` must be at most {MOST_LAYERS}, got {}", self.layers)
         } else {
             return Ok(());
         };

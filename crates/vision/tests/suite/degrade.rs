@@ -45,16 +45,16 @@ fn degrade_blurs_as_torchvision() -> Result<()> {
 
 #[test]
 fn degrade_moves_along_the_line() -> Result<()> {
-    let row = motion_window(6.0, 0.0);
+    let row = motion_window(6.0, 0.0)?;
     assert_eq!(row.size(), [7, 7]);
     let expected: Vec<f32> = [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5]
         .map(|x| x / 6.0)
         .to_vec();
     assert_close(&row.get(3), &Tensor::from_slice(&expected), 0.0, 1e-4);
     assert_close(&row.sum(Kind::Float), &Tensor::ones([], FLOAT), 1e-6, 0.0);
-    assert_close(&motion_window(6.0, 90.0), &row.transpose(0, 1), 0.0, 1e-6);
+    assert_close(&motion_window(6.0, 90.0)?, &row.transpose(0, 1), 0.0, 1e-6);
     // Counter-clockwise: up on the right.
-    let slant = motion_window(6.0, 45.0);
+    let slant = motion_window(6.0, 45.0)?;
     assert!(slant.double_value(&[1, 5]) > 0.05 && slant.double_value(&[5, 1]) > 0.05);
     assert_eq!(slant.double_value(&[1, 1]), 0.0);
     assert_close(&slant, &slant.flip([0, 1]), 0.0, 1e-6);

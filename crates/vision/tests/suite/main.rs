@@ -5,6 +5,7 @@ mod degrade;
 mod drawn;
 mod fused;
 mod goldens;
+mod limits;
 mod maxim;
 mod metrics;
 #[cfg(feature = "image")]

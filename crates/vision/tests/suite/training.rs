@@ -1,6 +1,7 @@
 //! Small trainings: what is learnt, resumed, averaged and kept.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use densely_core::{Device, Error, Result, weights};
 use densely_data::Image;
@@ -10,7 +11,7 @@ use densely_train::optim::{OptimConfig, SgdConfig};
 use densely_train::run::{FitOptions, ResumeFrom};
 use densely_train::schedule::ScheduleConfig;
 use densely_vision::classify::{self, Classifier, ClassifySettings, ModelSettings};
-use densely_vision::data::{DataSettings, Part, Prepared, Source};
+use densely_vision::data::{Batches, DataSettings, Part, Prepare, Prepared, Source};
 use densely_vision::features::FeatureExtractor;
 use densely_vision::restoration::{self, RestoreOptions, RestoreSettings, Restorer};
 use densely_vision::tiles::Tiling;
@@ -110,7 +111,8 @@ fn a_classifier_learns_resumes_to_the_same_bits_and_classifies() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
     pictures(&at("train"), 24);
-    let settings = settings();
+    let mut settings = settings();
+    settings.train.eval_batch_size = 7;
     // The batches, the augmentation, drop path and the average of the weights go on where they stopped.
     let mut copy = |event: &Event| {
         if matches!(event, Event::Epoch { epoch: 1, .. }) {
@@ -139,6 +141,12 @@ fn a_classifier_learns_resumes_to_the_same_bits_and_classifies() -> Result<()> {
     let (found, logits) = classifier.evaluate(&part, true)?;
     assert_eq!((found.pictures, logits.size()), (72, vec![72, 3]));
     assert!(found.top1 > 0.9);
+    assert_eq!(classifier.pipeline.eval_batch_size, 7);
+    let mut older = json!(classifier.pipeline);
+    let fields = older.as_object_mut().expect("an object");
+    fields.remove("eval_batch_size").expect("the field");
+    let older: classify::Pipeline = serde_json::from_value(older).expect("a pipeline");
+    assert_eq!(older.eval_batch_size, 250);
 
     let extractor = FeatureExtractor::open(&at("whole"), tch::Device::Cpu)?;
     let maps = extractor.maps(&image.unsqueeze(0))?;
@@ -251,10 +259,6 @@ fn bad_pictures_are_counted_and_bad_data_is_named() -> Result<()> {
     assert!(other.is_err_and(|e| e.to_string().contains("rose")));
     settings.data.test = None;
 
-    settings.data.classes = vec!["one".to_owned()];
-    let few = Prepared::open(folder.path(), &settings.data);
-    assert!(few.is_err_and(|e| e.to_string().contains("at least 3")));
-    settings.data.classes.clear();
     settings.model.preset = "maxim_s1".to_owned();
     let wrong = fit(folder.path(), &settings, &at("wrong"), None, &mut |_| {});
     assert!(wrong.is_err_and(|e| e.to_string().contains("does not classify")));
@@ -265,6 +269,97 @@ fn bad_pictures_are_counted_and_bad_data_is_named() -> Result<()> {
         .insert("num_classes".to_owned(), json!(3));
     let twice = fit(folder.path(), &settings, &at("wrong"), None, &mut |_| {});
     assert!(matches!(twice, Err(Error::Config { .. })));
+    Ok(())
+}
+
+/// Grey pictures of 4 × 4 pixels with these class numbers, in files as MNIST has them.
+fn numbers(folder: &Path, labels: &[u8]) -> Source {
+    let count = labels.len() as u8;
+    let mut images = vec![0, 0, 8, 3, 0, 0, 0, count, 0, 0, 0, 4, 0, 0, 0, 4];
+    images.resize(images.len() + 16 * labels.len(), 90);
+    std::fs::write(folder.join("images"), images).expect("a file");
+    let labels = [&[0, 0, 8, 1, 0, 0, 0, count][..], labels].concat();
+    std::fs::write(folder.join("labels"), labels).expect("a file");
+    Source::Idx {
+        images: "images".to_owned(),
+        labels: "labels".to_owned(),
+    }
+}
+
+#[test]
+fn class_numbers_mean_the_classes_in_their_order_and_names_are_not_replaced() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let train = folder.path().join("train");
+    let folders = |names: &[&str]| {
+        for name in names {
+            let class = train.join(name);
+            std::fs::create_dir_all(&class).expect("a folder");
+            let image = Image::new(4, 4, 1, vec![90; 16]).expect("a picture");
+            for number in 0..4 {
+                write_png(&class.join(format!("{number}.png")), &image).expect("a file");
+            }
+        }
+    };
+    let mut data = settings().data;
+    data.test = Some(numbers(folder.path(), &[0, 1, 2]));
+    let cases: [(&[&str], bool); 4] = [
+        (&["ant", "bee", "cat"], true),
+        (&["0", "1", "2", "3"], true),
+        (&["1", "2", "3"], false),
+        // In the order of texts.
+        (&["0", "1", "10", "2"], false),
+    ];
+    for (names, fit) in cases {
+        folders(names);
+        let found = Prepared::open(folder.path(), &data);
+        std::fs::remove_dir_all(&train).expect("a folder");
+        match found {
+            Ok(found) if fit => assert_eq!(found.classes, names),
+            Err(error) if !fit => assert!(error.to_string().contains("are not those"), "{error}"),
+            other => panic!("{names:?}: {other:?}"),
+        }
+    }
+
+    data.test = None;
+    data.classes = ["x", "y", "z"].map(str::to_owned).to_vec();
+    folders(&["ant", "bee", "cat"]);
+    let error = Prepared::open(folder.path(), &data).expect_err("two names for each class");
+    let words = "(x, y, z) that the files name themselves (ant, bee, cat)";
+    assert!(error.to_string().contains(words), "{error}");
+    data.train = numbers(folder.path(), &[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]);
+    assert_eq!(Prepared::open(folder.path(), &data)?.classes, data.classes);
+    data.classes.pop();
+    let few = Prepared::open(folder.path(), &data);
+    assert!(few.is_err_and(|e| e.to_string().contains("at least 3")));
+    Ok(())
+}
+
+#[test]
+fn a_batch_of_bad_pictures_alone_ends_neither_evaluation_nor_training() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    pictures(&folder.path().join("train"), 2);
+    std::fs::write(folder.path().join("train/red/001.png"), "no picture").expect("a file");
+    let part = Part::all(settings().data.train.open(folder.path(), &[])?);
+    let eval = EvalTransform::small(16, 3);
+    let prepare: Arc<Prepare> = Arc::new(move |_, picture| eval.apply(&picture.to_rgb8()));
+    let plan = || vec![vec![4], vec![5], vec![1, 5]];
+    let seen: Result<Vec<_>> = Batches::to_see(&part, plan(), &prepare, false).collect();
+    let seen: Vec<_> = seen?
+        .into_iter()
+        .map(|batch| batch.map(|batch| batch.places))
+        .collect();
+    assert_eq!(seen, [Some(vec![4]), None, Some(vec![1])]);
+    let taken: Result<Vec<_>> = Batches::to_train(&part, plan(), &prepare, false).collect();
+    let taken: Vec<_> = taken?.into_iter().map(|batch| batch.places).collect();
+    assert_eq!(
+        taken,
+        [[4], [0], [1]],
+        "the first picture stands in for the last"
+    );
+    let strict = Batches::to_see(&part, plan(), &prepare, true).nth(1);
+    assert!(strict.is_some_and(|batch| batch.is_err_and(|e| e.to_string().contains("001.png"))));
+    let only_bad = Batches::to_train(&part.chosen(&[5]), vec![vec![0]], &prepare, false).next();
+    assert!(only_bad.is_some_and(|batch| batch.is_err()));
     Ok(())
 }
 
@@ -288,7 +383,8 @@ fn a_restorer_takes_noise_away_resumes_to_the_same_bits_and_tiles() -> Result<()
     let at = |name: &str| folder.path().join(name);
     scenes(&at("clean"), 8);
     let settings: RestoreSettings = serde_json::from_value(json!({
-        "data": { "train": { "clean": "clean" }, "test": [{ "clean": "clean", "name": "same" }], "valid_share": 0.25, "channels": 1 },
+        "data": { "train": { "clean": "clean" }, "valid_share": 0.25,
+            "test": [{ "clean": "clean", "name": "same" }, { "clean": "clean", "spoilt": "clean", "name": "pairs" }], "channels": 1 },
         "model": { "preset": "maxim_s1", "config": {
             "features": 8, "num_groups": 1, "num_bottleneck_blocks": 1, "block_size_hr": 4, "block_size_lr": 2 } },
         "train": {
@@ -314,8 +410,12 @@ fn a_restorer_takes_noise_away_resumes_to_the_same_bits_and_tiles() -> Result<()
     })?;
     let [came, restored] = whole.test[0].means();
     assert!(restored.psnr > came.psnr + 3.0, "{came:?} {restored:?}");
-    let [_, classical] = whole.baseline[0].means();
+    let [_, classical] = whole.baseline[0].as_ref().expect("a method").means();
     assert!(classical.psnr > came.psnr + 3.0, "{classical:?}");
+    assert!(
+        whole.baseline[1].is_none(),
+        "pairs may be spoilt by anything"
+    );
     fit(&at("cut"), Some(ResumeFrom::Last), &mut |_| {})?;
     assert_same_run(&at("whole"), &at("cut"));
 
@@ -338,5 +438,52 @@ fn a_restorer_takes_noise_away_resumes_to_the_same_bits_and_tiles() -> Result<()
             .restore(&noisy.repeat([3, 1, 1]), options, &mut |_, _| {})
             .is_err()
     );
+    Ok(())
+}
+
+#[test]
+fn restoration_that_cannot_work_is_refused_by_the_name_of_the_setting() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    scenes(&folder.path().join("clean"), 4);
+    let fit = |data: serde_json::Value, model: serde_json::Value| {
+        let settings =
+            json!({ "data": data, "model": model, "train": { "augment": { "size": 32 } } });
+        let settings: RestoreSettings = serde_json::from_value(settings).expect("settings");
+        let prepared = restoration::Prepared::open(folder.path(), &settings.data)?;
+        let options = FitOptions {
+            folder: &folder.path().join("run"),
+            table: folder.path(),
+            seed: 1,
+            device: tch::Device::Cpu,
+            resume: None,
+        };
+        restoration::fit(&prepared, &settings, &options, &mut |_| {})
+    };
+    let clean = json!({ "clean": "clean" });
+    for (data, model, word) in [
+        (
+            json!({ "train": clean, "valid_share": 5.0 }),
+            json!({}),
+            "valid_share",
+        ),
+        (
+            json!({ "train": clean, "valid_share": 0.5, "degrade": [] }),
+            json!({}),
+            "degrade",
+        ),
+        (
+            json!({ "train": clean, "valid_share": 0.5 }),
+            json!({ "config": { "block_size_hr": 0, "block_size_lr": 0 } }),
+            "block_size_hr",
+        ),
+    ] {
+        let error = fit(data, model).expect_err(word);
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    pictures(&folder.path().join("train"), 4);
+    let part = Part::all(settings().data.train.open(folder.path(), &[])?);
+    for share in [5.0, -1.0, f64::NAN] {
+        assert!(part.split(share, 0).is_err() && part.divide(share, 0).is_err());
+    }
     Ok(())
 }

@@ -5,6 +5,7 @@
 use densely_core::Result;
 use densely_data::Image;
 use densely_testkit::{Golden, assert_bits, assert_close};
+use densely_vision::losses;
 use densely_vision::transforms::{
     Action, ColorJitter, Crop, EraseMode, EvalTransform, Interpolation, Mix, Mixup, Op, Padding,
     PairTransform, RandAugment, RandomCrop, RandomErasing, RandomResizedCrop, Rng, Sampling,
@@ -177,10 +178,7 @@ fn transforms_of_batches_equal_timm() -> Result<()> {
     let golden = Golden::open(HERE, "transforms_batch");
     let (xs, labels) = (golden.tensor("xs"), golden.tensor("labels"));
     let cases: Vec<Value> = golden.config();
-    let mixup = Mixup {
-        num_classes: 7,
-        ..Mixup::default()
-    };
+    let shares = losses::smoothed(&labels, 7, 0.1, Kind::Float);
     for (i, case) in cases.iter().enumerate() {
         let lam = case["lam"].as_f64().expect("a share");
         let place = |name: &str| case[name].as_u64().expect("a place") as usize;
@@ -191,8 +189,10 @@ fn transforms_of_batches_equal_timm() -> Result<()> {
         };
         assert_eq!(Some(mix.lam()), case["mixed"].as_f64(), "{case}");
         assert_bits(&mix.apply(&xs)?, &golden.tensor(&format!("xs.{i}")));
-        let targets = mixup.targets(&labels, mix.lam())?;
-        assert_bits(&targets, &golden.tensor(&format!("targets.{i}")));
+        assert_bits(
+            &mix.shares(&shares),
+            &golden.tensor(&format!("targets.{i}")),
+        );
     }
     Ok(())
 }
@@ -527,15 +527,11 @@ fn transforms_mix_as_often_as_they_should() -> Result<()> {
     let off = Mixup {
         mixup_alpha: 0.0,
         cutmix_alpha: 0.0,
-        num_classes: 3,
         ..Mixup::default()
     };
     let xs = Tensor::rand([2, 1, 4, 4], (Kind::Float, tch::Device::Cpu));
-    let (ys, targets) = off.apply(
-        &xs,
-        &Tensor::from_slice(&[2_i64, 0]),
-        &mut Rng::for_step(0, 0),
-    )?;
+    let shares = losses::smoothed(&Tensor::from_slice(&[2_i64, 0]), 3, 0.1, Kind::Float);
+    let (ys, targets) = off.apply(&xs, &shares, &mut Rng::for_step(0, 0))?;
     assert_bits(&ys, &xs);
     let (off_value, on) = (0.1 / 3.0, 0.9 + 0.1 / 3.0);
     let expected = Tensor::from_slice(&[off_value, off_value, on, on, off_value, off_value]);
@@ -545,13 +541,9 @@ fn transforms_mix_as_often_as_they_should() -> Result<()> {
         1e-6,
         0.0,
     );
-    let wrong = off
-        .targets(&Tensor::from_slice(&[3_i64, 0]), 1.0)
-        .expect_err("no class 3");
-    assert_eq!(
-        wrong.to_string(),
-        "`labels`: expected classes from 0 to 2, got 0 to 3"
-    );
+    let wrong = off.apply(&xs, &shares.narrow(0, 0, 1), &mut Rng::for_step(0, 0));
+    let wrong = wrong.expect_err("shares of one picture");
+    assert_eq!(wrong.to_string(), "`shares`: expected [2, _], got [1, 3]");
     let beyond = Mix::Cut {
         window: Window::whole(5, 4),
         lam: 0.5,

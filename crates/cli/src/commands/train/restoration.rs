@@ -87,7 +87,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
         return Ok(());
     };
     if !common.json {
-        for judged in &first.baseline {
+        for judged in first.baseline.iter().flatten() {
             let [_, restored] = judged.means();
             println!(
                 "{}: {} of the cosine transform: psnr {:.2}, ssim {:.4}",
@@ -146,7 +146,7 @@ fn comparison(recipe: &Recipe, outcomes: &[(u64, Outcome)]) -> Value {
     for (place, set) in first.test.iter().enumerate() {
         let [came, _] = set.means();
         let mut values = vec![("as it came", vec![(0, came.psnr)])];
-        if let Some(baseline) = first.baseline.get(place) {
+        if let Some(Some(baseline)) = first.baseline.get(place) {
             values.push(("cosine transform", vec![(0, baseline.means()[1].psnr)]));
         }
         let of = |(seed, outcome): &(u64, Outcome)| (*seed, outcome.test[place].means()[1].psnr);
@@ -253,7 +253,7 @@ fn write_report(
     ];
     for (place, judged) in outcome.test.iter().enumerate() {
         means.push(row(judged, "as it came", 0));
-        if let Some(baseline) = outcome.baseline.get(place) {
+        if let Some(Some(baseline)) = outcome.baseline.get(place) {
             means.push(row(baseline, "cosine transform", 1));
         }
         means.push(row(judged, "restored", 1));

@@ -16,7 +16,7 @@ use tch::get_num_threads;
 use super::{Arguments, SeedScores, summary};
 use crate::Common;
 use crate::commands::vision::fit::{Job, describe, line, scores};
-use crate::compare::mean_sd;
+use crate::compare::{check_names, mean_sd, slug};
 use crate::recipe::{Changes, Recipe};
 
 /// Other models that are trained beside, on the same pictures.
@@ -48,8 +48,9 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     let settings: ClassifySettings =
         recipe.plain_settings(&Changes::default(), &arguments.recipe)?;
     let compare: Option<Compare> = recipe.compare(&arguments.recipe)?;
-    let others: Vec<(String, ClassifySettings)> = compare
-        .map_or(Vec::new(), |compare| compare.models)
+    let models = compare.map_or(Vec::new(), |compare| compare.models);
+    check_names(models.iter().map(|changes| changes.name.as_str()))?;
+    let others: Vec<(String, ClassifySettings)> = models
         .iter()
         .map(|changes| {
             Ok((
@@ -66,6 +67,11 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     let prepared = Prepared::open(&arguments.data_dir, &settings.data)
         .map_err(|error| recipe.explain(error))?;
     describe(&prepared, common);
+    let part = if prepared.test.is_some() {
+        "test"
+    } else {
+        "validation"
+    };
     let out = arguments
         .out
         .clone()
@@ -74,7 +80,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     let own_name = settings.model.preset.clone();
     let mut all = vec![(own_name, settings, out.clone())];
     for (name, settings) in others {
-        let folder = out.join("comparison").join(&name);
+        let folder = out.join("comparison").join(slug(&name));
         all.push((name, settings, folder));
     }
     let (mut rows, mut plots) = (Vec::new(), Vec::new());
@@ -101,7 +107,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
             let found = outcome.test.as_ref().unwrap_or(&outcome.valid);
             if !common.json {
                 println!(
-                    "{name}, seed {seed}: {}; best epoch {} of {}; {:.1} s; report in {}",
+                    "{name}, seed {seed}, {part}: {}; best epoch {} of {}; {:.1} s; report in {}",
                     line(found),
                     outcome.best_epoch + 1,
                     outcome.epochs,
@@ -141,7 +147,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
             "device": device_name(device),
             "threads": get_num_threads(),
             "plots": plots,
-            "comparison": if rows.len() > 1 { comparison(&rows) } else { Value::Null },
+            "comparison": if rows.len() > 1 { comparison(&rows, part) } else { Value::Null },
         });
         println!("{summary}");
     } else {
@@ -163,7 +169,7 @@ impl Row {
     }
 }
 
-fn comparison(rows: &[Row]) -> Value {
+fn comparison(rows: &[Row], part: &str) -> Value {
     let all: Vec<Value> = rows
         .iter()
         .map(|row| {
@@ -175,7 +181,7 @@ fn comparison(rows: &[Row]) -> Value {
                 .map(|(seed, value)| json!({ "seed": seed, "value": value }));
             json!({
                 "model": row.name,
-                "split": "test",
+                "split": part,
                 "seeds": seeds.collect::<Vec<_>>(),
                 "mean": mean,
                 "sd": sd,
@@ -186,7 +192,7 @@ fn comparison(rows: &[Row]) -> Value {
             })
         })
         .collect();
-    json!({ "metric": "accuracy", "direction": "higher", "rows": all })
+    json!({ "metric": "accuracy", "direction": "higher", "part": part, "rows": all })
 }
 
 /// Validation accuracy by epoch, a line per model, of the first seed.

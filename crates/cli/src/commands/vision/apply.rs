@@ -75,6 +75,11 @@ pub(crate) fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// For `map_err`: the error with the picture's file in front.
+pub(crate) fn of_file(path: &Path) -> impl FnOnce(Error) -> Error {
+    move |error| Error::data(path, error.to_string())
+}
+
 /// Reads pictures and hands them to `use_batch` in batches of those that can be read; says how many cannot.
 fn in_batches(
     files: &[PathBuf],
@@ -88,7 +93,9 @@ fn in_batches(
     for (place, chunk) in files.chunks(BATCH).enumerate() {
         let (mut names, mut images) = (Vec::new(), Vec::new());
         for path in chunk {
-            match image::read(path).and_then(|picture| prepare(&picture)) {
+            // Errors of reading name the file themselves.
+            let read = image::read(path);
+            match read.and_then(|picture| prepare(&picture).map_err(of_file(path))) {
                 Ok(image) => {
                     names.push(path.clone());
                     images.push(image);

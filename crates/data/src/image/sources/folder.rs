@@ -16,7 +16,7 @@ const ENDINGS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "
 #[derive(Debug, Clone, Default)]
 pub struct FolderOptions {
     /// Names of the class folders in the order of the labels, as of the training set when a test set is opened. Empty:
-    /// those that are there, sorted.
+    /// those that are there, sorted, or none where pictures lie without folders.
     pub classes: Vec<String>,
     /// Whether a class may have no picture.
     pub allow_empty: bool,
@@ -42,7 +42,8 @@ impl Folder {
     /// Lists the pictures below `root`.
     ///
     /// # Errors
-    /// [`Error::Io`] when a folder cannot be read; [`Error::Data`] when there is no picture, or none in a class.
+    /// [`Error::Io`] when a folder cannot be read; [`Error::Data`] when there is no picture, or none in a class, or the name of a
+    /// class folder is not UTF-8.
     pub fn open(root: &Path) -> Result<Self> {
         Self::open_with(root, &FolderOptions::default())
     }
@@ -50,15 +51,22 @@ impl Folder {
     /// Lists the pictures below `root`.
     ///
     /// # Errors
-    /// Those of [`open`](Self::open); [`Error::Data`] when a class folder is none of the given classes.
+    /// Those of [`open`](Self::open); [`Error::Data`] when a class folder is none of the given classes, one of them is given
+    /// twice, or there are classes and no folder.
     pub fn open_with(root: &Path, options: &FolderOptions) -> Result<Self> {
         let fail = |reason: String| Err(Error::data(root, reason));
+        let mut seen = HashSet::new();
+        if let Some(class) = options.classes.iter().find(|class| !seen.insert(*class)) {
+            return fail(format!("the class `{class}` is given twice"));
+        }
         let (mut folders, beside) = entries(root)?;
         if folders.is_empty() {
             if beside.is_empty() {
-                let endings = ENDINGS.join(", .");
+                return Err(no_picture(root, "here", "class folders with files"));
+            }
+            if let Some(class) = options.classes.first() {
                 return fail(format!(
-                    "no picture is here; expected class folders with files that end in .{endings}"
+                    "holds pictures and no class folder; expected folders such as `{class}`"
                 ));
             }
             return Ok(Self {
@@ -72,21 +80,14 @@ impl Folder {
             let (count, root) = (beside.len(), root.display());
             tracing::warn!("{root}: {count} pictures beside the class folders are left out");
         }
-        let name = |folder: &PathBuf| {
-            folder
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned()
-        };
+        let names: Vec<String> = folders
+            .iter()
+            .map(|folder| class_of(folder))
+            .collect::<Result<_>>()?;
         let classes = if options.classes.is_empty() {
-            folders.iter().map(name).collect()
+            names
         } else {
-            if let Some(other) = folders
-                .iter()
-                .map(name)
-                .find(|name| !options.classes.contains(name))
-            {
+            if let Some(other) = names.iter().find(|name| !options.classes.contains(name)) {
                 let count = options.classes.len();
                 return fail(format!(
                     "the folder `{other}` is none of the {count} classes; remove it or name it among them"
@@ -114,11 +115,8 @@ impl Folder {
             files.extend(found);
         }
         if files.is_empty() {
-            return fail(format!(
-                "no picture is in its {} folders; expected files that end in .{}",
-                folders.len(),
-                ENDINGS.join(", .")
-            ));
+            let place = format!("in its {} folders", folders.len());
+            return Err(no_picture(root, &place, "files"));
         }
         if !empty.is_empty() && !options.allow_empty {
             let (count, shown) = (empty.len(), empty[..empty.len().min(5)].join("`, `"));
@@ -186,6 +184,21 @@ impl Pictures for Folder {
     }
 }
 
+fn no_picture(folder: &Path, place: &str, expected: &str) -> Error {
+    let endings = ENDINGS.join(", .");
+    let reason = format!("no picture is {place}; expected {expected} that end in .{endings}");
+    Error::data(folder, reason)
+}
+
+/// The class that a folder names.
+fn class_of(folder: &Path) -> Result<String> {
+    let name = folder.file_name().unwrap_or_default().to_str();
+    name.map(str::to_owned).ok_or_else(|| {
+        let reason = "the name of a class folder must be UTF-8; rename it";
+        Error::data(folder, reason)
+    })
+}
+
 fn order(path: &Path) -> (&[u8], &[u8]) {
     let folder = path
         .parent()
@@ -226,9 +239,7 @@ pub fn pictures_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     walk(folder, &mut HashSet::new(), &mut found)?;
     if found.is_empty() {
-        let endings = ENDINGS.join(", .");
-        let reason = format!("no picture is here; expected files that end in .{endings}");
-        return Err(Error::data(folder, reason));
+        return Err(no_picture(folder, "here", "files"));
     }
     Ok(found)
 }

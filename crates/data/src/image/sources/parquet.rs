@@ -47,10 +47,12 @@ impl ParquetPictures {
         Self::open_all(&[path], image_column, label_column)
     }
 
-    /// Reads several files of one data set, one behind the other; see [`open`](Self::open).
+    /// Reads several files of one data set, one behind the other; see [`open`](Self::open). Where files name the classes, all
+    /// must name them alike.
     ///
     /// # Errors
-    /// Those of [`open`](Self::open); [`Error::Config`] when there is no file.
+    /// Those of [`open`](Self::open); [`Error::Data`] for a file with other names of classes than one before it;
+    /// [`Error::Config`] when there is no file.
     pub fn open_all<P: AsRef<Path>>(
         paths: &[P],
         image_column: &str,
@@ -61,9 +63,14 @@ impl ParquetPictures {
             labels: Labels::default(),
             read: ReadOptions::default(),
         };
-        let mut classes = None;
+        let mut classes: Option<Vec<String>> = None;
         for path in paths.iter().map(AsRef::as_ref) {
             let names = guarded(path, || set.add(path, image_column, label_column))?;
+            if let (Some(first), Some(names)) = (&classes, &names)
+                && first != names
+            {
+                return Err(other_classes(path, first, names));
+            }
             classes = classes.or(names);
         }
         let Some(first) = paths.first() else {
@@ -258,6 +265,17 @@ impl Column<'_> {
         };
         labels.iter().enumerate().map(label).collect()
     }
+}
+
+fn other_classes(path: &Path, first: &[String], names: &[String]) -> Error {
+    let same = first.iter().zip(names).take_while(|(a, b)| a == b).count();
+    let at = |names: &[String]| names.get(same).cloned().unwrap_or_default();
+    let reason = format!(
+        "calls class {same} `{}`, a file before it `{}`; give files of one data set",
+        at(names),
+        at(first)
+    );
+    Error::data(path, reason)
 }
 
 /// Labels are numbers of classes, and each class has a name: a number beyond this is something else.
