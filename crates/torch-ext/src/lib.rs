@@ -131,8 +131,9 @@ impl Drop for InferenceMode {
 
 /// Gives memory of freed CPU tensors back to the system.
 ///
-/// This crate keeps blocks of a megabyte and more for the next tensor, up to 1 GiB of them, because having their
-/// pages made anew takes a noticeable part of a training step. `DENSELY_FAST=0` leaves that to libtorch.
+/// This crate keeps blocks of a megabyte and more for the next tensor, because having their pages made anew takes a noticeable part of a
+/// training step: up to 1 GiB of them, and up to 4 GiB where the process has needed as much at a time before. `DENSELY_FAST=0` leaves that
+/// to libtorch.
 pub fn release_memory() {
     ffi::release_memory();
 }

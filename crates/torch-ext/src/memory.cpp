@@ -9,8 +9,10 @@
 #include <malloc.h>
 #endif
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
@@ -23,7 +25,10 @@ namespace {
 
 constexpr size_t kSmallest = size_t{1} << 20;  // smaller blocks are libtorch's
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kMostIdle = size_t{1} << 30;  // idle memory above it goes back to the system
+// Idle memory goes back to the system where there is more of it than the first, and the process would hold more than it once needed at a
+// time, or more than the second: a step that needs three gigabytes finds them again, and no peak becomes higher by more than the first.
+constexpr size_t kAlwaysIdle = size_t{1} << 30;
+constexpr size_t kMostIdle = size_t{4} << 30;
 
 /// Sizes within an eighth of each other share blocks, so that a last, shorter batch reuses the others' memory.
 size_t round_up(size_t bytes) {
@@ -54,6 +59,7 @@ class Pool final : public c10::Allocator {
     }
     idle_.clear();
     idle_bytes_ = 0;
+    most_used_ = used_bytes_;
   }
 
   static Pool& get() {
@@ -69,8 +75,30 @@ class Pool final : public c10::Allocator {
     void* block = found->second.back();
     found->second.pop_back();
     idle_bytes_ -= size;
-    sizes_[block] = size;
+    use(block, size);
     return block;
+  }
+
+  // The lock is held.
+  void use(void* block, size_t size) {
+    sizes_[block] = size;
+    used_bytes_ += size;
+    most_used_ = std::max(most_used_, used_bytes_);
+  }
+
+  // The lock is held. The largest blocks go first: there are fewest of them.
+  void shrink() {
+    const size_t limit = std::clamp(most_used_ - used_bytes_, kAlwaysIdle, kMostIdle);
+    while (idle_bytes_ > limit) {
+      const auto largest = std::prev(idle_.end());
+      if (largest->second.empty()) {
+        idle_.erase(largest);
+        continue;
+      }
+      std::free(largest->second.back());
+      largest->second.pop_back();
+      idle_bytes_ -= largest->first;
+    }
   }
 
   void* fresh(size_t size) {
@@ -84,7 +112,8 @@ class Pool final : public c10::Allocator {
     if (size >= kHugePage) madvise(block, size / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint: failing is no error
 #endif
     const std::lock_guard<std::mutex> guard(mutex_);
-    sizes_[block] = size;
+    use(block, size);
+    shrink();
     return block;
   }
 
@@ -99,19 +128,18 @@ class Pool final : public c10::Allocator {
     }
     const size_t size = found->second;
     pool.sizes_.erase(found);
-    if (pool.idle_bytes_ + size <= kMostIdle) {
-      pool.idle_[size].push_back(block);
-      pool.idle_bytes_ += size;
-    } else {
-      guard.unlock();
-      std::free(block);
-    }
+    pool.used_bytes_ -= size;
+    pool.idle_[size].push_back(block);
+    pool.idle_bytes_ += size;
+    pool.shrink();
   }
 
   std::mutex mutex_;
   std::map<size_t, std::vector<void*>> idle_;
   std::map<void*, size_t> sizes_;  // of the blocks that are in use
   size_t idle_bytes_ = 0;
+  size_t used_bytes_ = 0;
+  size_t most_used_ = 0;  // at a time
 };
 
 /// The C library, too, gives memory back as soon as a step has freed it, and has it made anew for the next: small tensors and the buffers

@@ -225,6 +225,9 @@ SHA-256, the percentiles of single repetitions and the threads are in benchmarks
 | `finalmlp-…` | `frappe`: 10 fields, 5,399 ids; `criteo`: 13 numbers and 26 fields of 2.1 million ids; dimension 10, the published settings. `…-lazy` touches the rows of a batch alone, which the package cannot | package `fuxictr`, its dense training |
 | `din-amazon` | AmazonElectronics: histories of 100 steps, three quarters full, dimension 64, attention 512 and 256 | package `fuxictr` |
 | `din-candidates` | the same model: 1,000 items for one user, ours at once, the package one by one | package `fuxictr` |
+| `poolformer_s12`, `…@features` | 224 × 224; logits with cross entropy and AdamW, or the maps of the four stages | `transformers`; `timm`, its maps normed |
+| `strip_mlp_tstar` | 224 × 224, cross entropy and AdamW | the authors' code (a checkout named by `STRIP_MLP`) |
+| `maxim_s2` | 256 × 256 | the released JAX code by hand in PyTorch |
 
 ```sh
 cargo xtask bench --peers                     # all of it; hours on two cores
