@@ -2,6 +2,7 @@
 //!
 //! Run with `cargo xtask bench`; the same work in Python is in `benches/peers`.
 
+mod fields;
 mod recsys;
 mod tabular;
 mod timeseries;
@@ -146,5 +147,12 @@ pub fn workloads() -> impl Iterator<Item = &'static dyn Workload> {
     let timeseries = timeseries::WORKLOADS.iter().map(|w| w as &dyn Workload);
     let recsys = recsys::WORKLOADS.iter().map(|w| w as &dyn Workload);
     let vision = vision::WORKLOADS.iter().map(|w| w as &dyn Workload);
-    tabular.chain(timeseries).chain(recsys).chain(vision)
+    let fields = fields::WORKLOADS.iter().map(|w| w as &dyn Workload);
+    let rendering = std::iter::once(&fields::RENDERING as &dyn Workload);
+    let fields = fields.chain(rendering);
+    tabular
+        .chain(timeseries)
+        .chain(recsys)
+        .chain(vision)
+        .chain(fields)
 }

@@ -42,12 +42,17 @@ fn compile_kernels(x86: bool) {
                 [
                     "activation_kernels",
                     "bilinear_kernels",
+                    "grid_kernels",
                     "kernels",
                     "mixer_kernels",
+                    "modulated_kernels",
                     "patch_kernels",
                     "pixel_kernels",
                     "pool_kernels",
+                    "ray_kernels",
+                    "sine_kernels",
                     "table_kernels",
+                    "trunk_kernels",
                 ]
                 .map(|name| format!("src/cpu/{name}.cpp")),
             )
@@ -154,14 +159,18 @@ fn main() {
             "src/optim.cpp",
             "src/cpu/activations.cpp",
             "src/cpu/bilinear.cpp",
+            "src/cpu/grids.cpp",
             "src/cpu/linear.cpp",
             "src/cpu/members.cpp",
             "src/cpu/mixer.cpp",
+            "src/cpu/modulated.cpp",
             "src/cpu/patches.cpp",
             "src/cpu/piecewise.cpp",
             "src/cpu/pixels.cpp",
             "src/cpu/pool.cpp",
+            "src/cpu/rays.cpp",
             "src/cpu/rows.cpp",
+            "src/cpu/sine.cpp",
             "src/cpu/tables.cpp",
         ])
         .include(root.join("include"))

@@ -54,6 +54,7 @@ size_t norm_relu(size_t x, size_t gamma, size_t beta, size_t running_mean, size_
                  bool train);
 size_t dropout(size_t x, double p, int64_t seed);
 size_t bilinear(size_t x, size_t y, size_t form, size_t left, size_t right);
+size_t hash_grid(size_t coords, size_t table, rust::Slice<const int64_t> numbers, rust::Slice<const double> scales, int64_t features, bool smooth);
 rust::Vec<size_t> sum_rows(rust::Slice<const size_t> ids, rust::Slice<const size_t> values, rust::Slice<const int64_t> limits);
 rust::Vec<size_t> distinct(size_t ids, int64_t limit);
 size_t repeat_rows(size_t rows, size_t place);
@@ -63,6 +64,10 @@ bool pool_halves();
 rust::Vec<size_t> pixel_steps(rust::Slice<const int64_t> numbers, rust::Slice<const size_t> tensors, rust::Slice<const double> eps, size_t like,
                               int64_t tile_rows);
 size_t pixel_mix(size_t v, size_t gate, size_t weight, size_t bias, size_t gamma, size_t beta, double eps, int64_t side, bool grid);
+rust::Vec<size_t> render_rays(size_t sigma, size_t rgb, size_t start, size_t end, size_t offsets);
+size_t visible_samples(size_t sigma, size_t start, size_t end, size_t offsets, double least_passing, double least_alpha);
+size_t sine_layers(size_t x, rust::Slice<const size_t> params, rust::Slice<const double> omegas, int8_t form, double head_scale);
+size_t modulated_layers(size_t x, size_t coords, rust::Slice<const size_t> params, int64_t layers, double eps, bool relu);
 size_t patch_block(size_t x, rust::Slice<const size_t> params, double eps, double p, int64_t seed, bool along_features);
 
 }  // namespace densely

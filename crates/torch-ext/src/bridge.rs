@@ -200,6 +200,16 @@ pub(crate) mod ffi {
             right: usize,
         ) -> Result<usize>;
         /// # Safety
+        /// Both `coords` and `table` are the addresses of live `at::Tensor`s.
+        unsafe fn hash_grid(
+            coords: usize,
+            table: usize,
+            numbers: &[i64],
+            scales: &[f64],
+            features: i64,
+            smooth: bool,
+        ) -> Result<usize>;
+        /// # Safety
         /// Every number but the limits is the address of a live `at::Tensor`.
         unsafe fn sum_rows(ids: &[usize], values: &[usize], limits: &[i64]) -> Result<Vec<usize>>;
         /// # Safety
@@ -245,6 +255,45 @@ pub(crate) mod ffi {
             grid: bool,
         ) -> Result<usize>;
 
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn render_rays(
+            sigma: usize,
+            rgb: usize,
+            start: usize,
+            end: usize,
+            offsets: usize,
+        ) -> Result<Vec<usize>>;
+        /// # Safety
+        /// Every number but the last two is the address of a live `at::Tensor`.
+        unsafe fn visible_samples(
+            sigma: usize,
+            start: usize,
+            end: usize,
+            offsets: usize,
+            least_passing: f64,
+            least_alpha: f64,
+        ) -> Result<usize>;
+        /// # Safety
+        /// Every number of `x` and `params` is the address of a live `at::Tensor`; there are two for each frequency, and two or none more.
+        unsafe fn sine_layers(
+            x: usize,
+            params: &[usize],
+            omegas: &[f64],
+            form: i8,
+            head_scale: f64,
+        ) -> Result<usize>;
+        /// # Safety
+        /// Every number of `x`, `coords` and `params` is the address of a live `at::Tensor`; there are three for each layer, and two or none
+        /// more.
+        unsafe fn modulated_layers(
+            x: usize,
+            coords: usize,
+            params: &[usize],
+            layers: i64,
+            eps: f64,
+            relu: bool,
+        ) -> Result<usize>;
         /// # Safety
         /// Every number is the address of a live `at::Tensor`.
         unsafe fn patch_block(

@@ -17,13 +17,18 @@ pub mod activations;
 mod bridge;
 pub mod cuda;
 pub mod fused;
+pub mod grids;
+pub mod modulated;
 pub mod optim;
 pub mod pixels;
 pub mod pool;
 pub mod profile;
+pub mod rays;
 pub mod rows;
+pub mod sine;
 pub mod tables;
 pub mod threads;
+mod trunk;
 
 use bridge::ffi;
 

@@ -20,6 +20,7 @@ pub(crate) fn all() -> Vec<Preset> {
         densely_timeseries::PRESETS,
         densely_recsys::PRESETS,
         densely_vision::PRESETS,
+        densely_fields::PRESETS,
     ]
     .concat()
 }

@@ -1,0 +1,25 @@
+#![doc = include_str!("../README.md")]
+
+pub mod cam;
+pub mod encodings;
+pub mod ffn;
+pub mod finer;
+pub mod fresh;
+pub mod gnf;
+pub mod hashgrid;
+pub mod marching;
+pub mod mesh;
+pub mod metrics;
+pub mod mip_nerf;
+pub mod models;
+pub mod nerf;
+pub mod occupancy;
+pub mod planes;
+pub mod render;
+pub mod scene;
+pub mod signals;
+pub mod siren;
+pub mod wire;
+
+pub use densely_core::{Device, Error, Result};
+pub use models::PRESETS;
