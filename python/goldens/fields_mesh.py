@@ -1,7 +1,7 @@
 """Goldens of meshes: signed distances, winding numbers, counts, files, and marching cubes.
 
-References: trimesh 4.12.2 (areas, volumes, closest points, files), pysdf 0.1.9 (signed distances, single precision), scikit-image (marching cubes), and solid angles
-in plain numpy. Writes into crates/fields/tests/goldens/ mesh_<case>.safetensors, mesh_files.safetensors and marching_<case>.safetensors.
+References: trimesh 4.12.2 (areas, volumes, closest points, files), pysdf 0.1.9 (signed distances, single precision), scikit-image
+(marching cubes), and solid angles in plain numpy. Writes into crates/fields/tests/goldens/ mesh_<case>.safetensors, mesh_files.safetensors and marching_<case>.safetensors.
 """
 
 import io

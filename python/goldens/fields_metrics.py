@@ -1,8 +1,8 @@
 """Goldens of metrics, sounds, lenses and poses.
 
 References: scikit-image (PSNR), scipy (nearest neighbours, rotations, WAV files) and COLMAP's own library, pycolmap 4.2.1 (lenses, sparse models).
-Writes into crates/fields/tests/goldens/ metrics_fields.safetensors, signals_wav.safetensors, scene_lenses.safetensors and scene_colmap.safetensors, and
-into crates/fields/tests/fixtures/ a sparse model twice: colmap_text/ and colmap_binary/.
+Writes into crates/fields/tests/goldens/ metrics_fields.safetensors, signals_wav.safetensors, scene_lenses.safetensors and
+scene_colmap.safetensors, and into crates/fields/tests/fixtures/ a sparse model twice: colmap_text/ and colmap_binary/.
 """
 
 import io
@@ -56,7 +56,8 @@ def sounds() -> None:
             writer.setsampwidth(bits // 8)
             writer.setframerate(8000)
             writer.writeframes(raw)
-        tensors |= {f"int{bits}.bytes": np.frombuffer(file.getvalue(), np.uint8).copy(), f"int{bits}.values": (samples / 2 ** (bits - 1)).astype(np.float32)}
+        tensors[f"int{bits}.bytes"] = np.frombuffer(file.getvalue(), np.uint8).copy()
+        tensors[f"int{bits}.values"] = (samples / 2 ** (bits - 1)).astype(np.float32)
     samples = rng.uniform(-1, 1, (33, 2)).astype(np.float32)
     file = io.BytesIO()
     wavfile.write(file, 44100, samples)

@@ -16,7 +16,7 @@ use densely_core::nn::{self, Linear};
 use densely_core::{Error, Model, Result, Tensors};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use tch::nn::{Module, Path};
+use tch::nn::Path;
 
 use crate::cam::{CamConfig, ModulatedLinear, check_cam, check_coords, named};
 use crate::siren::{

@@ -183,17 +183,14 @@ impl MipNerf {
         check::kind("coords", coords, self.mlp.kind())?;
         check::kind("dirs", dirs, coords.kind())?;
         let none;
-        let vars = match vars {
-            Some(vars) => {
-                let size: Vec<Option<i64>> = size.iter().copied().map(Some).collect();
-                check::shape("vars", vars, &size)?;
-                check::kind("vars", vars, coords.kind())?;
-                vars
-            }
-            None => {
-                none = coords.zeros_like();
-                &none
-            }
+        let vars = if let Some(vars) = vars {
+            let size: Vec<Option<i64>> = size.iter().copied().map(Some).collect();
+            check::shape("vars", vars, &size)?;
+            check::kind("vars", vars, coords.kind())?;
+            vars
+        } else {
+            none = coords.zeros_like();
+            &none
         };
         let samples = if size.len() == 3 { size[1] } else { 1 };
         let encoded = integrated(coords, vars, 0..self.config.place_degrees as i32)?

@@ -221,7 +221,7 @@ pub(crate) fn check_degrees(field: &str, degrees: i64) -> Result<()> {
 /// The factors of an encoding, which nerfacc's state dicts hold.
 fn encoder(vs: &Path, name: &str, degrees: i64) {
     let scales: Vec<i64> = (0..degrees).map(|i| 1 << i).collect();
-    buffer(&(vs / name), "scales", &Tensor::from_slice(&scales));
+    let _ = buffer(&(vs / name), "scales", &Tensor::from_slice(&scales));
 }
 
 /// A built NeRF, with time or without.

@@ -94,7 +94,7 @@ impl OccupancyConfig {
         self.validate()?;
         let side = self.resolution;
         let corners = Tensor::from_slice(&[self.aabb.min, self.aabb.max].concat());
-        buffer(vs, "resolution", &Tensor::from_slice(&[side as i32; 3]));
+        let _ = buffer(vs, "resolution", &Tensor::from_slice(&[side as i32; 3]));
         let empty = |size: &[i64], kind| Tensor::zeros(size, (kind, Device::Cpu));
         Ok(OccupancyGrid {
             corners: buffer(vs, "aabbs", &corners.to_kind(Kind::Float).view([1, 6])),
@@ -159,7 +159,7 @@ impl OccupancyGrid {
         step: u64,
         density: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<bool> {
-        if step % self.config.every != 0 {
+        if !step.is_multiple_of(self.config.every) {
             return Ok(false);
         }
         let cells = self.drawn_cells(step);

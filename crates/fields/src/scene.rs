@@ -266,16 +266,14 @@ impl View {
     /// # Errors
     /// [`Error::Data`] when the lens shows nothing there.
     pub fn direction(&self, row: usize, column: usize) -> Result<[f64; 3]> {
-        match self.lens.direction(row, column) {
-            Some(direction) => Ok(self.pose.turn(direction)),
-            None => {
-                let reason = format!(
-                    "the distortion of the lens of `{}` has no inverse at pixel ({row}, {column}); crop or undistort the pictures",
-                    self.name
-                );
-                Err(Error::data("", reason))
-            }
-        }
+        let Some(direction) = self.lens.direction(row, column) else {
+            let reason = format!(
+                "the distortion of the lens of `{}` has no inverse at pixel ({row}, {column}); crop or undistort the pictures",
+                self.name
+            );
+            return Err(Error::data("", reason));
+        };
+        Ok(self.pose.turn(direction))
     }
 
     /// Whether a ray meets the box, starting with that of the middle pixel.

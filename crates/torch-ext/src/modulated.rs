@@ -200,7 +200,7 @@ mod tests {
         let mut errors = Errors::default();
         let first = draw(0);
         let rows = first[0].size()[0];
-        for seed in 0..Errors::draws(rows) {
+        for seed in 0..Errors::draws(&first) {
             let all = draw(seed);
             let doubles: Vec<_> = all.iter().map(|xs| xs.to_kind(Kind::Double)).collect();
             let coords = places(rows);

@@ -173,7 +173,7 @@ mod tests {
                 head,
             } = *self;
             let mut errors = Errors::default();
-            for seed in 0..Errors::draws(rows) {
+            for seed in 0..Errors::draws(&drawn(rows, widths, 0)) {
                 let all: Vec<_> = drawn(rows, widths, seed).into_iter().map(order).collect();
                 let doubles: Vec<_> = all.iter().map(|xs| xs.to_kind(Kind::Double)).collect();
                 let outputs = widths[widths.len() - 1];

@@ -133,9 +133,10 @@ pub(crate) mod trial {
     }
 
     impl Errors {
-        /// Draws that tell the ways apart: few rows are few errors.
-        pub(crate) fn draws(rows: i64) -> u64 {
-            (200 / rows.max(1)).max(6) as u64
+        /// Draws that tell the ways apart: 200 errors at least, of the tensor with the fewest values.
+        pub(crate) fn draws(tensors: &[Tensor]) -> u64 {
+            let fewest = tensors.iter().map(Tensor::numel).min();
+            (200 / fewest.unwrap_or(1).max(1)).max(6) as u64
         }
 
         /// Of the same inputs, the fused way's results, those of the chain, and those of the chain in f64.

@@ -1,6 +1,6 @@
 //! How much of each frequency a signal holds, and how far two such spectra lie apart.
 //!
-//! With A(u, v) = Σ_channels |DFT(y)(u, v)|, not normalised, u and v from 0 to n - 1, the spectrum is the sum of A over the
+//! With `A(u, v) = Σ_channels |DFT(y)(u, v)|`, not normalised, u and v from 0 to n - 1, the spectrum is the sum of A over the
 //! anti-diagonals u + v = k, taken over one of each pair of coefficients that are equal because y is real, without k = 0. Of volumes
 //! the diagonals are u + v + w = k.
 //!
@@ -88,7 +88,7 @@ pub fn is_counted(side: i64, frequency: &[i64]) -> bool {
     (k(frequency), frequency) <= (k(&conjugate), &conjugate)
 }
 
-/// Wasserstein distance of order 1 between two spectra, each divided by its sum: Σ_k |difference of the cumulative sums|, in steps of k.
+/// Wasserstein distance of order 1 between two spectra, each divided by its sum: `Σ_k |difference of the cumulative sums|`, in steps of k.
 ///
 /// # Errors
 /// [`Error::Shape`] when they differ in length; [`Error::Data`] when one is empty, has no sum above 0 or a value that is not finite.

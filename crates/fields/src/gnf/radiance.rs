@@ -27,7 +27,7 @@ pub struct Radiance {
 }
 
 /// Reads decoder outputs `[points, 49]` as a radiance field seen along unit vectors `directions` `[points, 3]`: density =
-/// softplus(out_0 - 10), colour = sigmoid(Σ_k SH_k(direction) · out_{1 + 16 channel + k}) with the real spherical harmonics of degree 3.
+/// `softplus(out_0 - 10)`, colour = `sigmoid(Σ_k SH_k(direction) · out_{1 + 16 channel + k})` with the real spherical harmonics of degree 3.
 ///
 /// Differentiable in both, the density too, which the released renderer cuts off.
 /// # Errors

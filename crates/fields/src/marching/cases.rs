@@ -11,7 +11,11 @@ use std::sync::LazyLock;
 /// The triangles of each case, by their edges; bit c of a case is set when corner c is inside.
 pub(super) static TRIANGLES: LazyLock<Vec<Vec<[u8; 3]>>> = LazyLock::new(|| {
     let faces = faces();
-    let triangles = |case| polygons(case, &faces).into_iter().flat_map(triangles);
+    let triangles = |case| {
+        polygons(case, &faces)
+            .into_iter()
+            .flat_map(|polygon| triangles(&polygon))
+    };
     (0..256).map(|case| triangles(case).collect()).collect()
 });
 
@@ -88,7 +92,7 @@ fn share_a_face(a: u8, b: u8) -> bool {
 }
 
 /// A polygon cut along diagonals that lie on no face of the cell.
-fn triangles(polygon: Vec<u8>) -> Vec<[u8; 3]> {
+fn triangles(polygon: &[u8]) -> Vec<[u8; 3]> {
     /// The part from corner `i` to corner `j`, closed by the line between them.
     fn cut(polygon: &[u8], i: usize, j: usize) -> Option<Vec<[u8; 3]>> {
         if j == i + 1 {
@@ -106,7 +110,7 @@ fn triangles(polygon: Vec<u8>) -> Vec<[u8; 3]> {
         })
     }
     // A test below sees that every polygon can be cut.
-    cut(&polygon, 0, polygon.len() - 1).unwrap_or_default()
+    cut(polygon, 0, polygon.len() - 1).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ impl Rays {
     }
 
     /// The same rays with directions of length 1.
+    #[must_use]
     pub fn unit(&self) -> Self {
         Self {
             origins: self.origins.shallow_clone(),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 /// Steps of Newton's method that a pixel gets. Real lenses take three or four.
 const STEPS: usize = 20;
 
-/// A pinhole camera with the distortion of a real lens, as OpenCV and COLMAP have it.
+/// A pinhole camera with the distortion of a real lens, as `OpenCV` and COLMAP have it.
 ///
 /// With (x, y) = (X/Z, Y/Z), y down and r² = x² + y²:
 ///
@@ -23,9 +23,9 @@ pub struct Lens {
     pub width: usize,
     /// Rows.
     pub height: usize,
-    /// Focal lengths, pixels: fₓ, f_y.
+    /// Focal lengths, pixels: of columns and of rows.
     pub focal: [f64; 2],
-    /// Where the axis meets the picture, pixels from the left and upper rim: cₓ, c_y.
+    /// Where the axis meets the picture, pixels from the left and upper rim.
     pub centre: [f64; 2],
     /// k₁, k₂.
     pub radial: [f64; 2],
@@ -82,7 +82,7 @@ impl Lens {
     /// (x, y) of (x', y') by Newton's method.
     fn undistorted(&self, seen: [f64; 2]) -> Option<[f64; 2]> {
         let ([k1, k2], [p1, p2]) = (self.radial, self.tangential);
-        if [k1, k2, p1, p2] == [0.0; 4] {
+        if [k1, k2, p1, p2].iter().all(|k| k.abs() == 0.0) {
             return Some(seen);
         }
         let [mut x, mut y] = seen;
@@ -186,7 +186,7 @@ impl Optics {
         }
         for (said, is, what) in [(self.w, width, "columns"), (self.h, height, "rows")] {
             if let Some(said) = said
-                && said != is as f64
+                && (said - is as f64).abs() > 0.0
             {
                 return fail(format!("`{frame}` has {is} {what}, but should have {said}"));
             }

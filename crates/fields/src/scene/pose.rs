@@ -56,7 +56,7 @@ impl Pose {
         })
     }
 
-    /// From the rotation (a quaternion w, x, y, z) and translation from the world to a camera in the axes of COLMAP and OpenCV, which looks along its z with y
+    /// From the rotation (a quaternion w, x, y, z) and translation from the world to a camera in the axes of COLMAP and `OpenCV`, which looks along its z with y
     /// down.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl Pose {
     pub fn from_colmap(quaternion: [f64; 4], translation: V3) -> Result<Self> {
         let norm = quaternion.iter().map(|q| q * q).sum::<f64>().sqrt();
         let finite = translation.iter().all(|x| x.is_finite());
-        if !finite || !((norm - 1.0).abs() <= TOLERANCE) {
+        if !finite || norm.is_nan() || (norm - 1.0).abs() > TOLERANCE {
             let reason = format!(
                 "must be a quaternion of length 1 and a translation, got {quaternion:?} of length {norm} and {translation:?}"
             );

@@ -65,13 +65,11 @@ pub fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
             return Err(Error::data(path, reason));
         }
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        match number(&name) {
-            Some(number) => frames.push((number, path)),
-            None => {
-                let reason = "has no frame number; expected a name like frame_0012";
-                return Err(Error::data(path, reason));
-            }
-        }
+        let Some(number) = number(&name) else {
+            let reason = "has no frame number; expected a name like frame_0012";
+            return Err(Error::data(path, reason));
+        };
+        frames.push((number, path));
     }
     frames.sort();
     for pair in frames.windows(2) {
@@ -104,7 +102,10 @@ pub fn read_frames(folder: &Path, convention: Convention) -> Result<Signal> {
     let files = frame_files(folder)?;
     let frames = files.iter().map(|path| {
         let image = densely_data::image::read(path);
-        (path.as_path(), image.map(|image| image.into_eight()))
+        (
+            path.as_path(),
+            image.map(densely_data::image::AnyImage::into_eight),
+        )
     });
     stack_frames(frames, convention)
 }

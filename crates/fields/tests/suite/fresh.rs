@@ -34,6 +34,8 @@ fn assert_spectrum(found: &[f64], expected: &Tensor, tolerance: f64) {
     );
 }
 
+type Wrong = fn(&Tensor) -> Tensor;
+
 #[test]
 fn spectra_equal_those_of_the_full_transform() -> Result<()> {
     for case in [
@@ -116,7 +118,11 @@ fn half_of_the_coefficients_are_counted() {
         let places = (0..n * n * n).filter(|i| is_counted(n, &[i / n / n, i / n % n, i % n]));
         // The coefficients that are their own conjugates: the mean, and of even sides all of 0 and n / 2.
         let alone = if n % 2 == 0 { 8 } else { 1 };
-        assert_eq!(places.count() as i64, (n * n * n + alone) / 2, "{n}");
+        assert_eq!(
+            places.count() as i64,
+            i64::midpoint(n * n * n, alone),
+            "{n}"
+        );
     }
     assert!(!is_counted(0, &[0, 0]));
 }
@@ -461,7 +467,6 @@ fn wrong_input_is_named() {
         let message = run(&target, &fine(), &default());
         assert!(message.contains(part), "{message}");
     }
-    type Wrong = fn(&Tensor) -> Tensor;
     let wrong: [(Wrong, &str); 4] = [
         (|xs| xs.select(1, 0), "`omega 7`: expected [900, _]"),
         (|xs| xs.narrow(0, 0, 3), "expected [900, _], got [3, 2]"),

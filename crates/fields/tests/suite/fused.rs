@@ -162,7 +162,9 @@ fn the_fused_way_is_taken_and_says_what_it_cannot_do() -> Result<()> {
 
 #[test]
 fn slopes_can_be_trained() -> Result<()> {
-    for (name, build) in networks() {
+    // libtorch itself has no second derivatives of a grid's samples.
+    let sines = networks().into_iter().filter(|(name, _)| *name != "cam");
+    for (name, build) in sines {
         let slopes = || -> Result<Tensors> {
             let mut trial = Trial::new(&build, 0, Kind::Float)?;
             trial.coords = trial.coords.set_requires_grad(true);

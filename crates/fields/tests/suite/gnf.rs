@@ -59,6 +59,8 @@ fn assert_golden<M: Model>(name: &str, build: impl Fn(&Golden, &Path) -> Result<
     Ok(())
 }
 
+type Loss = fn(&Tensor, &Tensor) -> Result<Tensor>;
+
 #[test]
 fn every_kernel_equals_broadcasting() -> Result<()> {
     for name in goldens(HERE, "gnf_decoder_", 7) {
@@ -308,7 +310,6 @@ fn radiance_equals_scipys_harmonics() -> Result<()> {
 fn losses_equal_torchs() -> Result<()> {
     let golden = Golden::open(HERE, "gnf_losses");
     let target = golden.tensor("target");
-    type Loss = fn(&Tensor, &Tensor) -> Result<Tensor>;
     let losses: [(&str, Loss); 2] = [("colour", colour_loss), ("distance", distance_loss)];
     for (name, loss) in losses {
         let values = golden.tensor("values").copy().set_requires_grad(true);

@@ -1,4 +1,8 @@
 //! Tests that go through the crate's public doors.
+#![expect(
+    clippy::float_cmp,
+    reason = "what is set, chosen or read back is exactly what it was"
+)]
 
 mod cam;
 mod contract;

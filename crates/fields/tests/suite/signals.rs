@@ -366,7 +366,7 @@ fn metrics_equal_their_references() -> Result<()> {
         near(found.backward, expected[1]);
         near(found.forward_squared, expected[2]);
         near(found.backward_squared, expected[3]);
-        near(found.l1(), (expected[0] + expected[1]) / 2.0);
+        near(found.l1(), f64::midpoint(expected[0], expected[1]));
         near(found.l2(), expected[2] + expected[3]);
     }
     Ok(())
