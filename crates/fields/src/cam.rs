@@ -35,6 +35,9 @@ use tch::{Device, Kind, Tensor};
 use crate::encodings::at_least_single;
 use network::absent;
 
+/// Most cells along an axis.
+const MOST_CELLS: i64 = 1 << 16;
+
 /// The grid of one layer, and what indexes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -222,20 +225,20 @@ impl CamConfig {
     /// # Errors
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
-        match self.grid {
-            Grid::Plane { rows, columns } => {
-                check::positive("cam.grid.rows", rows)?;
-                check::positive("cam.grid.columns", columns)?;
-            }
-            Grid::Line { cells } => check::positive("cam.grid.cells", cells)?,
+        let axes = match self.grid {
+            Grid::Plane { rows, columns } => vec![("rows", rows), ("columns", columns)],
+            Grid::Line { cells } => vec![("cells", cells)],
             Grid::Directions {
                 azimuths,
                 elevations,
-            } => {
-                check::positive("cam.grid.azimuths", azimuths)?;
-                check::positive("cam.grid.elevations", elevations)?;
+            } => vec![("azimuths", azimuths), ("elevations", elevations)],
+            Grid::TriPlane { side, .. } => vec![("side", side)],
+        };
+        for (axis, cells) in axes {
+            if !(1..=MOST_CELLS).contains(&cells) {
+                let reason = format!("must lie in 1 to {MOST_CELLS}, got {cells}");
+                return Err(Error::config(format!("cam.grid.{axis}"), reason));
             }
-            Grid::TriPlane { side, .. } => check::positive("cam.grid.side", side)?,
         }
         let [low, high] = self.domain;
         if !(low.is_finite() && high.is_finite() && low < high) {

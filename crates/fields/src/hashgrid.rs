@@ -232,7 +232,8 @@ pub struct HashGrid {
 impl HashGrid {
     /// Features of points: `coords [N, D]` → `[N, L · F]`, level by level.
     ///
-    /// Coordinates are of the table's kind, or f32 beside a table of another kind.
+    /// Coordinates are of the table's kind, or f32 beside a table of another kind. In f32 on the CPU with at most four coordinates it is differentiable
+    /// once; with `DENSELY_FAST=0`, and elsewhere, twice.
     /// # Errors
     /// [`Error::Shape`] when `coords` has another size or kind.
     pub fn forward(&self, coords: &Tensor) -> Result<Tensor> {

@@ -60,6 +60,12 @@ impl Default for OccupancyConfig {
     }
 }
 
+/// Most cells along an axis: 4 GiB of values.
+const MOST_SIDE: i64 = 1024;
+
+/// Most steps along a ray; beyond, a piece's number may not be a whole number of f64 any more.
+const MOST_STEPS: f64 = 1e12;
+
 impl OccupancyConfig {
     /// Checks the numbers.
     ///
@@ -67,7 +73,10 @@ impl OccupancyConfig {
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
         self.aabb.validate()?;
-        check::positive("resolution", self.resolution)?;
+        if !(1..=MOST_SIDE).contains(&self.resolution) {
+            let reason = format!("must lie in 1 to {MOST_SIDE}, got {}", self.resolution);
+            return Err(Error::config("resolution", reason));
+        }
         check::positive("every", self.every as i64)?;
         for (field, value) in [("step", self.step), ("threshold", self.threshold)] {
             if !(value > 0.0 && value.is_finite()) {
@@ -199,6 +208,16 @@ impl OccupancyGrid {
         check::shape("cells", cells, &[None])?;
         check::kind("cells", cells, Kind::Int64)?;
         let count = cells.size()[0];
+        let cells_are_there = count == 0
+            || (cells.min().int64_value(&[]) >= 0
+                && cells.max().int64_value(&[]) < self.config.cells());
+        if !cells_are_there {
+            return Err(Error::Shape {
+                what: "cells".to_owned(),
+                expected: format!("numbers from 0 to {}", self.config.cells() - 1),
+                got: "others".to_owned(),
+            });
+        }
         check::shape("places", places, &[Some(count), Some(3)])?;
         let _no_grad = tch::no_grad_guard();
         let values = density(&self.points(cells, places)?)?;
@@ -267,10 +286,13 @@ impl OccupancyGrid {
                 got: "others".to_owned(),
             });
         }
+        finite("origins", rays.origins())?;
         if let Some(jitter) = jitter {
             check::shape("jitter", jitter, &[Some(rays.count())])?;
+            finite("jitter", jitter)?;
         }
         let walk = Walk::new(self, rays, near, far, jitter)?;
+        walk.check_steps()?;
         let count = rays.count() as usize;
         let workers = (tch::get_num_threads().max(1) as usize).min(count.div_ceil(64).max(1));
         let each = count.div_ceil(workers).max(1);
@@ -392,6 +414,19 @@ impl Walk {
         })
     }
 
+    fn check_steps(&self) -> Result<()> {
+        let steps = self.hit.iter().zip(self.leave.iter().zip(&self.first));
+        let most = steps
+            .filter(|(hit, _)| **hit)
+            .map(|(_, (leave, first))| (leave - first) / self.step)
+            .fold(0.0, f64::max);
+        if most <= MOST_STEPS {
+            return Ok(());
+        }
+        let reason = format!("makes {most:e} steps of a ray; at most {MOST_STEPS:e} are taken");
+        Err(Error::config("step", reason))
+    }
+
     fn rays(&self, first: usize, last: usize) -> Found {
         let mut found = Found::default();
         for ray in (first..last).filter(|ray| self.hit[*ray]) {
@@ -409,7 +444,8 @@ impl Walk {
         let mut k = number(self.enter[ray]);
         loop {
             let middle = near + (k + 0.5) * step;
-            if middle >= self.leave[ray] {
+            let goes_on = middle < self.leave[ray];
+            if !goes_on {
                 return;
             }
             let (cell, left) = line.at(middle, self.side);
@@ -440,6 +476,18 @@ impl Walk {
             }),
         }
     }
+}
+
+/// Fails where a value is not a number, or infinite.
+fn finite(what: &str, xs: &Tensor) -> Result<()> {
+    if xs.isfinite().all().int64_value(&[]) == 1 {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        what: what.to_owned(),
+        expected: "finite numbers".to_owned(),
+        got: "others".to_owned(),
+    })
 }
 
 /// A ray in units of cells, from the box's corner.

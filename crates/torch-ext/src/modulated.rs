@@ -83,9 +83,14 @@ pub fn layers(
     for (i, Layer { grid, .. }) in layers.iter().enumerate() {
         trunk::plain(grid, &format!("layer {i}"))?;
         let size = grid.size();
-        if size.len() != 4 || size[..2] != [1, 2] || size.contains(&0) {
+        // Places along an axis are counted in f32, which has no whole numbers beyond 2²⁴.
+        let most = 1 << 24;
+        if size.len() != 4
+            || size[..2] != [1, 2]
+            || size[2..].iter().any(|axis| !(1..=most).contains(axis))
+        {
             return Err(format!(
-                "layer {i}: the grid is {size:?}, expected [1, 2, height, width]"
+                "layer {i}: the grid is {size:?}, expected [1, 2, height, width] with sides from 1 to {most}"
             ));
         }
     }

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::bridge::ffi;
 use crate::rows::all_owned;
-use crate::{address, owned};
+use crate::{address, fused, owned};
 
 /// Where the samples of rays lie: sample i is the piece of its ray from `start[i]` to `end[i]`.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,9 @@ pub struct Rendered {
 /// # Errors
 /// A sentence, when shapes or kinds do not fit, or the offsets do not name every sample once.
 pub fn render(sigma: &Tensor, rgb: &Tensor, pieces: Pieces) -> Result<Rendered, String> {
+    if fused::records_gradients() && (pieces.start.requires_grad() || pieces.end.requires_grad()) {
+        return Err("the distances need a gradient, which this operation does not give".to_owned());
+    }
     // SAFETY: the addresses are those of tensors borrowed for the call.
     let made = all_owned(unsafe {
         ffi::render_rays(

@@ -35,6 +35,13 @@ impl Samples {
         check::shape("start", &start, &[Some(count)])?;
         check::shape("end", &end, &[Some(count)])?;
         check::kind("end", &end, start.kind())?;
+        if !start.is_floating_point() || !(0..i64::MAX).contains(&rays) {
+            return Err(Error::Shape {
+                what: "start".to_owned(),
+                expected: "distances of a floating-point kind, along 0 rays or more".to_owned(),
+                got: format!("{:?}, {rays} rays", start.kind()),
+            });
+        }
         let numbers = Tensor::arange(rays + 1, (Kind::Int64, ray.device()));
         let offsets = numbers.searchsorted(&ray, false, false, "left", None::<&Tensor>);
         let ascends = count == 0

@@ -178,6 +178,11 @@ fn wrong_configs_are_errors_that_name_the_field() {
         ("wire", json!({ "layers": -1 }), "layers"),
         ("ffn-image", json!({ "sigma": 0.0 }), "sigma"),
         ("cam-image", json!({ "inputs": 1 }), "cam.grid"),
+        (
+            "cam-layer",
+            json!({ "grid": { "kind": "line", "cells": 16_777_220 } }),
+            "cam.grid.cells",
+        ),
         ("hashgrid", json!({ "grid": { "inputs": 1 } }), "inputs"),
         ("gnf-decoder", json!({ "kernels": 0 }), "kernels"),
         ("nerf", json!({ "width": 0 }), "width"),

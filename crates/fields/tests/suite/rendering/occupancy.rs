@@ -257,3 +257,42 @@ fn what_does_not_fit_is_named() -> Result<()> {
     assert_names(grid.update(0, |_| Ok(reals(3))).map(drop), "`density`");
     Ok(())
 }
+
+#[test]
+fn rays_and_grids_without_end_are_refused() -> Result<()> {
+    let vs = VarStore::new(Device::Cpu);
+    let config = OccupancyConfig {
+        resolution: 4,
+        ..OccupancyConfig::default()
+    };
+    let mut grid = config.build(&vs.root())?;
+    let ray = |x: f64| {
+        let of = |v: [f64; 3]| Tensor::from_slice(&v).view([1, 3]);
+        Rays::new(of([x, 0.0, 0.0]), of([1.0, 0.0, 0.0]))
+    };
+    let told = |rays: &Rays, jitter: Option<&Tensor>| {
+        grid.march(rays, 0.0, f64::INFINITY, jitter)
+            .expect_err("no end")
+            .to_string()
+    };
+    assert!(told(&ray(f64::NAN)?, None).contains("`origins`"));
+    let nan = Tensor::from_slice(&[f64::NAN]);
+    assert!(told(&ray(0.0)?, Some(&nan)).contains("`jitter`"));
+    assert!(told(&ray(-1e14)?, None).contains("`step`"));
+    let beyond = Tensor::from_slice(&[64i64]);
+    let places = Tensor::zeros([1, 3], (Kind::Float, Device::Cpu));
+    let update = grid.update_cells(&beyond, &places, |xs| Ok(xs.select(1, 0)));
+    assert!(update.is_err_and(|e| e.to_string().contains("`cells`")));
+    for resolution in [0, 100_000] {
+        let config = OccupancyConfig {
+            resolution,
+            ..config.clone()
+        };
+        assert!(
+            config
+                .validate()
+                .is_err_and(|e| e.to_string().contains("`resolution`"))
+        );
+    }
+    Ok(())
+}
