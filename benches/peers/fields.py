@@ -64,8 +64,11 @@ class HashGrid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.levels, first = [], 0
+        # In f32 step by step, as tiny-cuda-nn computes it: at the last level the f64 of it lies a thousandth of a cell away.
+        single = lambda value: torch.tensor(value, dtype=torch.float32).item()
+        log2 = single(math.log2(single(1.38191)))
         for level in range(16):
-            scale = 2 ** (level * math.log2(1.38191)) * 16 - 1
+            scale = single(single(2 ** single(level * log2)) * 16 - 1)
             resolution = math.ceil(scale) + 1
             entries = min((resolution**3 + 7) // 8 * 8, 2**19)
             hashed = resolution**3 > entries

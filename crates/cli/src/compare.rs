@@ -103,12 +103,14 @@ impl Cell {
 }
 
 impl Compare {
-    /// Checks the models' names.
+    /// Checks the names of models and splits.
     ///
     /// # Errors
     /// Those of [`check_names`].
     pub(crate) fn check(&self) -> Result<()> {
-        check_names(self.models.iter().map(|entry| entry.name.as_str()))
+        let splits = self.splits.iter().map(|split| split.name.as_str());
+        check_names("compare.splits", splits)?;
+        check_names(MODELS, self.models.iter().map(|entry| entry.name.as_str()))
     }
 
     /// Fits every model on every split; the runs are in `folder`.
@@ -319,22 +321,25 @@ fn value_of(scores: &[(Metric, f64)], metric: Metric) -> Result<f64> {
     })
 }
 
-/// Fails unless each model of a comparison has a name, and a folder that is no other's.
+/// The field that holds the models of a comparison.
+pub(crate) const MODELS: &str = "compare.models";
+
+/// Fails unless each model or split of a comparison has a name, and a folder that is no other's.
 ///
 /// # Errors
-/// [`Error::Config`] with the names.
-pub(crate) fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<()> {
+/// [`Error::Config`] of `field` with the names.
+pub(crate) fn check_names<'a>(field: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
     let mut seen: Vec<(String, &str)> = Vec::new();
     for name in names {
         if name.is_empty() {
-            return Err(Error::config("compare.models", "each must have a `name`"));
+            return Err(Error::config(field, "each must have a `name`"));
         }
         let folder = slug(name);
         if let Some((_, other)) = seen.iter().find(|(known, _)| *known == folder) {
             let reason = format!(
                 "`{other}` and `{name}` would share the folder `{folder}`: rename one of them"
             );
-            return Err(Error::config("compare.models", reason));
+            return Err(Error::config(field, reason));
         }
         seen.push((folder, name));
     }

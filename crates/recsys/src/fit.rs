@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
 
-use crate::examples::Examples;
+use crate::examples::{Batch, Examples};
 use crate::logistic::LogisticConfig;
 use crate::metrics::Scores;
 use crate::models::CtrModel;
@@ -159,8 +159,9 @@ pub fn fit(
         let batches = prepared
             .train
             .epoch(train.batch_size, options.seed, epoch, skip, device);
+        let mut last = None;
         for batch in batches {
-            let batch = batch?;
+            let batch = &*last.insert(batch?);
             let step = run.progress().step;
             let lr = schedule.at(step);
             optimizer.set_lr(lr);
@@ -174,24 +175,29 @@ pub fn fit(
             let logged = stepped
                 .and_then(|norm| run.log_step(&loss.detach(), Some(&Tensor::from(norm)), lr));
             if let Err(error) = logged {
-                if matches!(error, Error::Diverged { .. }) {
-                    let mut tensors = batch.inputs;
-                    tensors.insert("label".to_owned(), batch.labels);
-                    tracing::warn!("the batch is in {}", run.save_diverged(&tensors)?.display());
-                }
-                return Err(error);
+                return Err(run.with_batch(error, || last.map(saved)));
             }
             observe(&Event::Step {
                 epoch,
                 step: run.progress().step,
                 loss: run.epoch_loss(),
             });
-            stop_if_interrupted(&mut run, &vs, &optimizer, options)?;
-            if run.should_checkpoint() {
-                run.checkpoint(&vs, &optimizer)?;
+            // A checkpoint reads the losses, too.
+            let kept = stop_if_interrupted(&mut run, &vs, &optimizer, options).and_then(|()| {
+                if run.should_checkpoint() {
+                    run.checkpoint(&vs, &optimizer)?;
+                }
+                Ok(())
+            });
+            if let Err(error) = kept {
+                return Err(run.with_batch(error, || last.map(saved)));
             }
         }
         seconds_training += begun.elapsed().as_secs_f64();
+        // Before the weights are judged: of such that are no numbers a metric says something else.
+        if let Err(error) = run.read_back() {
+            return Err(run.with_batch(error, || last.map(saved)));
+        }
         let (found, _) = evaluate(&model, &prepared.valid, train.eval_batch_size, device)?;
         let score = train.monitor.score(&found)?;
         schedule.observe(score, Direction::Higher);
@@ -351,6 +357,13 @@ fn targets(examples: &Examples) -> Tensor {
         .map(|click| i64::from(*click))
         .collect();
     Tensor::from_slice(&labels)
+}
+
+/// What is saved of a step that diverged.
+fn saved(batch: Batch) -> Tensors {
+    let mut tensors = batch.inputs;
+    tensors.insert("label".to_owned(), batch.labels);
+    tensors
 }
 
 fn stop_if_interrupted(

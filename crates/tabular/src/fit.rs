@@ -294,11 +294,12 @@ pub fn fit(
         let epoch = run.progress().epoch;
         let done = run.progress().step_in_epoch;
         let mut batches = data.epoch(train.batch_size, order, options.seed, epoch, done);
+        let mut last = None;
         loop {
             let asked = Instant::now();
             let Some(batch) = batches.next() else { break };
             run.waited_for_data(asked.elapsed());
-            let batch = batch?;
+            let batch = &*last.insert(batch?);
             let step = run.progress().step;
             let lr = schedule.at(step);
             optimizer.set_lr(lr);
@@ -334,7 +335,7 @@ pub fn fit(
                 let loss = found.swap_remove(0);
                 (loss, found.pop())
             } else {
-                let loss = seeded(seed, || forward(&batch))?;
+                let loss = seeded(seed, || forward(batch))?;
                 optimizer.zero_grad()?;
                 let finite = match &mut scaler {
                     None => loss.f_backward().map(|()| true)?,
@@ -353,26 +354,31 @@ pub fn fit(
                 (loss, norm)
             };
             if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
-                return Err(diverged(error, &run, &batch));
+                return Err(run.with_batch(error, || Some(saved(batch))));
             }
             observe(&Event::Step {
                 epoch,
                 step: run.progress().step,
                 loss: run.epoch_loss(),
             });
-            if run.interrupted() {
-                run.checkpoint(&vs, &optimizer)?;
-                return Err(options.interrupted());
+            let interrupted = run.interrupted();
+            // A checkpoint reads the losses, too.
+            if (interrupted || run.should_checkpoint())
+                && let Err(error) = run.checkpoint(&vs, &optimizer)
+            {
+                return Err(run.with_batch(error, || Some(saved(batch))));
             }
-            if run.should_checkpoint() {
-                run.checkpoint(&vs, &optimizer)?;
+            if interrupted {
+                return Err(options.interrupted());
             }
             if over() {
                 break;
             }
         }
         // Before the weights are judged, or a metric would say that it has no numbers.
-        run.read_back()?;
+        if let Err(error) = run.read_back() {
+            return Err(run.with_batch(error, || last.as_ref().map(saved)));
+        }
         let predictions = task::predict(
             &*model,
             &valid,
@@ -566,24 +572,17 @@ fn decay_rules(decay: Decay, embedding: Option<&EmbeddingSettings>) -> Vec<Group
     }
 }
 
-/// Keeps the last batch beside the checkpoints, so that it can be looked at. Losses are read many steps at a time: it need not be the one to blame.
-fn diverged(error: Error, run: &Run, batch: &Batch) -> Error {
-    if matches!(error, Error::Diverged { .. }) {
-        let parts = [
-            ("x_num", &batch.x_num),
-            ("x_cat", &batch.x_cat),
-            ("y", &batch.y),
-        ];
-        let tensors: Tensors = parts
-            .into_iter()
-            .filter_map(|(name, xs)| Some((name.to_owned(), xs.as_ref()?.shallow_clone())))
-            .collect();
-        match run.save_diverged(&tensors) {
-            Ok(path) => tracing::warn!("the batch of the last step is in {}", path.display()),
-            Err(error) => tracing::warn!("the batch could not be saved: {error}"),
-        }
-    }
-    error
+/// What is saved of a step that diverged.
+fn saved(batch: &Batch) -> Tensors {
+    let parts = [
+        ("x_num", &batch.x_num),
+        ("x_cat", &batch.x_cat),
+        ("y", &batch.y),
+    ];
+    parts
+        .into_iter()
+        .filter_map(|(name, xs)| Some((name.to_owned(), xs.as_ref()?.shallow_clone())))
+        .collect()
 }
 
 /// A weight for every training row, its own and its class's; none when all count the same.

@@ -143,6 +143,10 @@ fn gradients_reach_every_parameter(case: &Case, idle: &[&str]) -> Result<()> {
             assert_eq!(reached, !idle.contains(&parameter), "{name}: {key}");
         }
     }
+    for parameter in idle {
+        let known = found.contains_key(&format!("grad.{parameter}"));
+        assert!(known, "{name} has no `{parameter}` that could be idle");
+    }
     let again = case.outputs(|request| request.grads = true, 5)?;
     for (key, xs) in &found {
         assert_bits(&again[key], xs);

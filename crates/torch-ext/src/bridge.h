@@ -16,6 +16,7 @@ void leave_autocast();
 
 bool grad_enabled();
 void release_memory();
+size_t idle_memory();
 size_t enter_inference();
 void leave_inference(size_t guard);
 

@@ -13,6 +13,7 @@ pub(crate) mod ffi {
 
         fn grad_enabled() -> bool;
         fn release_memory();
+        fn idle_memory() -> usize;
         fn enter_inference() -> Result<usize>;
         /// # Safety
         /// The number must come from `enter_inference` of this thread and be handed in once.

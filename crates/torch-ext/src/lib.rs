@@ -143,6 +143,11 @@ pub fn release_memory() {
     ffi::release_memory();
 }
 
+/// Bytes of freed CPU tensors that are kept for the next; see [`release_memory`].
+pub fn idle_memory() -> usize {
+    ffi::idle_memory()
+}
+
 /// Maps a file into memory, read only.
 ///
 /// # Errors
@@ -242,6 +247,22 @@ mod tests {
             huge.is_err(),
             "memory that nobody has is an error and not the end"
         );
+
+        // Nobody writes to these, so that they take no memory. Other tests hold a few megabytes beside them.
+        let half_gib = || Tensor::empty([1 << 27], (Kind::Float, Device::Cpu));
+        let needed = |count: usize| {
+            release_memory();
+            drop((0..count).map(|_| half_gib()).collect::<Vec<_>>());
+            idle_memory() as f64 / f64::from(1 << 30)
+        };
+        for (count, kept) in [(1, 0.5), (6, 3.0), (10, 4.0)] {
+            let idle = needed(count);
+            assert!((idle - kept).abs() < 0.25, "{count} half GiB, {idle} kept");
+        }
+        let other_size = Tensor::empty([1 << 28], (Kind::Float, Device::Cpu));
+        assert!(idle_memory() <= 4 << 30);
+        drop(other_size);
+        release_memory();
     }
 
     #[test]

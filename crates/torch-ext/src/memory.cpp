@@ -53,13 +53,19 @@ class Pool final : public c10::Allocator {
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 
   void empty() {
-    const std::lock_guard<std::mutex> guard(mutex_);
-    for (auto& [size, blocks] : idle_) {
-      for (void* block : blocks) std::free(block);
+    std::map<size_t, std::vector<void*>> idle;
+    {
+      const std::lock_guard<std::mutex> guard(mutex_);
+      idle.swap(idle_);
+      idle_bytes_ = 0;
+      most_used_ = used_bytes_;
     }
-    idle_.clear();
-    idle_bytes_ = 0;
-    most_used_ = used_bytes_;
+    for (auto& [size, blocks] : idle) give_to_system(blocks);
+  }
+
+  size_t idle_bytes() {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    return idle_bytes_;
   }
 
   static Pool& get() {
@@ -86,8 +92,10 @@ class Pool final : public c10::Allocator {
     most_used_ = std::max(most_used_, used_bytes_);
   }
 
-  // The lock is held. The largest blocks go first: there are fewest of them.
-  void shrink() {
+  // What goes back to the system, which takes long for large blocks: without the lock, which is held here, else other threads wait for it.
+  // The largest go first: there are fewest of them.
+  std::vector<void*> surplus() {
+    std::vector<void*> blocks;
     const size_t limit = std::clamp(most_used_ - used_bytes_, kAlwaysIdle, kMostIdle);
     while (idle_bytes_ > limit) {
       const auto largest = std::prev(idle_.end());
@@ -95,10 +103,15 @@ class Pool final : public c10::Allocator {
         idle_.erase(largest);
         continue;
       }
-      std::free(largest->second.back());
+      blocks.push_back(largest->second.back());
       largest->second.pop_back();
       idle_bytes_ -= largest->first;
     }
+    return blocks;
+  }
+
+  static void give_to_system(const std::vector<void*>& blocks) {
+    for (void* block : blocks) std::free(block);
   }
 
   void* fresh(size_t size) {
@@ -111,9 +124,11 @@ class Pool final : public c10::Allocator {
 #ifdef MADV_HUGEPAGE
     if (size >= kHugePage) madvise(block, size / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint: failing is no error
 #endif
-    const std::lock_guard<std::mutex> guard(mutex_);
+    std::unique_lock<std::mutex> guard(mutex_);
     use(block, size);
-    shrink();
+    const auto blocks = surplus();
+    guard.unlock();
+    give_to_system(blocks);
     return block;
   }
 
@@ -131,7 +146,9 @@ class Pool final : public c10::Allocator {
     pool.used_bytes_ -= size;
     pool.idle_[size].push_back(block);
     pool.idle_bytes_ += size;
-    pool.shrink();
+    const auto blocks = pool.surplus();
+    guard.unlock();
+    give_to_system(blocks);
   }
 
   std::mutex mutex_;
@@ -164,6 +181,8 @@ __attribute__((constructor)) void keep_memory() {
 }
 
 }  // namespace
+
+size_t idle_memory() { return Pool::get().idle_bytes(); }
 
 void release_memory() {
   Pool::get().empty();

@@ -13,6 +13,7 @@
 //! between two renames is put in order when the folder is opened again. `state.json` holds the SHA-256 of each file
 //! beside it, of the log up to then and of itself: a truncated or altered file is refused by name.
 
+mod diverged;
 mod fault;
 mod folder;
 mod kept;
@@ -25,7 +26,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use densely_core::{Error, Result, Tensors, weights};
+use densely_core::{Error, Result, weights};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -409,17 +410,6 @@ impl Run {
             self.sums.norms += 1;
         }
         Ok(())
-    }
-
-    /// Saves the last batch (or whatever else) of a training that diverged as `diverged.safetensors` and returns its path.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn save_diverged(&self, tensors: &Tensors) -> Result<PathBuf> {
-        let path = self.dir.join("diverged.safetensors");
-        let step = self.progress.step.to_string();
-        weights::save(&path, tensors, &BTreeMap::from([("step".to_owned(), step)]))?;
-        Ok(path)
     }
 
     /// Whether a checkpoint is due, by steps or by the clock. When it is taken does not change what is learnt.

@@ -145,12 +145,13 @@ impl Loop<'_> {
             state.train();
             let epoch = run.progress().epoch;
             let mut batches = task.epoch(epoch, run.progress().step_in_epoch)?;
-            let mut last = None;
+            let mut last: Option<T::Batch> = None;
             loop {
                 let asked = Instant::now();
                 let Some(batch) = batches.next().transpose()? else {
                     break;
                 };
+                let batch = &*last.insert(batch);
                 run.waited_for_data(asked.elapsed());
                 let step = run.progress().step;
                 let lr = schedule.at(step);
@@ -159,7 +160,7 @@ impl Loop<'_> {
                 optimizer.zero_grad()?;
                 // Dropout is a function of seed and step, so a resumed run needs no generator's state.
                 let loss = seeded(step_seed(options.seed, step), || {
-                    backward(task, &batch, step)
+                    backward(task, batch, step)
                 })?;
                 let norm = (self.clip_norm > 0.0)
                     .then(|| optimizer.clip_grad_norm(self.clip_norm))
@@ -167,19 +168,26 @@ impl Loop<'_> {
                 optimizer.step()?;
                 state.average(step + 1);
                 if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
-                    return Err(diverged::<T>(error, &run, Some(batch)));
+                    return Err(run.with_batch(error, || last.take().map(T::tensors)));
                 }
-                last = Some(batch);
                 observe(&Event::Step {
                     epoch,
                     step: run.progress().step,
                     loss: run.epoch_loss(),
                 });
-                self.stop_if_interrupted(&mut run, vs, &mut state)?;
-                if run.should_checkpoint() {
-                    state.evaluate();
-                    run.checkpoint(vs, &state)?;
-                    state.train();
+                // A checkpoint reads the losses, too.
+                let kept = self
+                    .stop_if_interrupted(&mut run, vs, &mut state)
+                    .and_then(|()| {
+                        if run.should_checkpoint() {
+                            state.evaluate();
+                            run.checkpoint(vs, &state)?;
+                            state.train();
+                        }
+                        Ok(())
+                    });
+                if let Err(error) = kept {
+                    return Err(run.with_batch(error, || last.take().map(T::tensors)));
                 }
                 // An epoch may be long: the first one is left, too, and judged as far as it came.
                 if self.over() {
@@ -188,8 +196,9 @@ impl Loop<'_> {
             }
             drop(batches);
             // Before the weights are judged: of such that are no numbers a task says something else.
-            run.read_back()
-                .map_err(|error| diverged::<T>(error, &run, last))?;
+            if let Err(error) = run.read_back() {
+                return Err(run.with_batch(error, || last.map(T::tensors)));
+            }
             state.evaluate();
             let (score, metrics) = task.judge()?;
             let direction = task.direction();
@@ -242,17 +251,6 @@ impl Loop<'_> {
         run.checkpoint(vs, state)?;
         Err(self.options.interrupted())
     }
-}
-
-/// Keeps the last batch beside the checkpoints, so that it can be looked at. Losses are read many steps at a time: it need not be the one to blame.
-fn diverged<T: Task>(error: Error, run: &Run, last: Option<T::Batch>) -> Error {
-    if let (Error::Diverged { .. }, Some(batch)) = (&error, last) {
-        match run.save_diverged(&T::tensors(batch)) {
-            Ok(path) => tracing::warn!("the batch of the last step is in {}", path.display()),
-            Err(error) => tracing::warn!("the last batch could not be saved: {error}"),
-        }
-    }
-    error
 }
 
 /// Adds up the gradients of a batch's pieces; their losses in one.

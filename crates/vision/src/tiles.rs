@@ -102,7 +102,7 @@ impl Tiling {
     /// `restore` of each tile of `image` `[1, channels, height, width]`, blended to `[1, channels, height, width]` on the CPU; `observe` is told of
     /// the tiles done and of all.
     ///
-    /// Memory is that of the picture twice and of one tile's restoration. What a model sees of a pixel's surroundings ends at its tile: a model that looks
+    /// Memory is that of the picture twice in f32 and of one tile's restoration. What a model sees of a pixel's surroundings ends at its tile: a model that looks
     /// further than the overlap, such as MAXIM's grid over the whole picture, gives slightly other values than for the picture at once.
     /// # Errors
     /// Those of [`validate`](Self::validate) and `restore`; [`Error::Shape`] for another number of dimensions, or for a `restore` that

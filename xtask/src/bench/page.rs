@@ -228,6 +228,9 @@ SHA-256, the percentiles of single repetitions and the threads are in benchmarks
 | `poolformer_s12`, `…@features` | 224 × 224; logits with cross entropy and AdamW, or the maps of the four stages | `transformers`; `timm`, its maps normed |
 | `strip_mlp_tstar` | 224 × 224, cross entropy and AdamW | the authors' code (a checkout named by `STRIP_MLP`) |
 | `maxim_s2` | 256 × 256 | the released JAX code by hand in PyTorch |
+| `siren`, `cam-image` | 65,536 points, mean squared error and Adam | the authors' equations in PyTorch |
+| `hashgrid` | 65,536 points in space, tables of 12.2 million values, mean squared error and Adam | the same rules by indexed tables in PyTorch |
+| `render-packed` | 8,192 rays of 0 to 64 samples, colours and their gradients | `nerfacc` on dense rays |
 
 ```sh
 cargo xtask bench --peers                     # all of it; hours on two cores

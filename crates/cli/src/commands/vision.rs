@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::tabular::ResumeArguments;
 use crate::{Common, recipe};
-use fit::{Job, describe, line};
+use fit::{Job, describe, judged_part, line};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -187,7 +187,7 @@ fn train(arguments: &Train, common: &Common) -> Result<()> {
             "{}",
             json!({
                 "run": out,
-                "part": if outcome.test.is_some() { "test" } else { "valid" },
+                "part": judged_part(outcome.test.is_some()),
                 "pictures": found.pictures,
                 "accuracy": found.top1,
                 "top5": found.top5,
@@ -203,11 +203,7 @@ fn train(arguments: &Train, common: &Common) -> Result<()> {
     } else {
         println!(
             "{}: {}; best epoch {} of {}; {:.1} s; report in {}",
-            if outcome.test.is_some() {
-                "test"
-            } else {
-                "validation"
-            },
+            judged_part(outcome.test.is_some()),
             line(found),
             outcome.best_epoch + 1,
             outcome.epochs,

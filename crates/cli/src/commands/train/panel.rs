@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::{Arguments, over_seeds};
 use crate::Common;
 use crate::commands::forecast::fit::{Fitted, Job};
-use crate::compare::{check_names, mean_sd, slug};
+use crate::compare::{MODELS, check_names, mean_sd, slug};
 use crate::recipe::{Changes, Recipe};
 
 /// `[compare]` of such a recipe.
@@ -71,7 +71,10 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
         return Err(Error::config(what, "is for recipes of the domain tabular"));
     }
     let compare: Compare = recipe.compare(&arguments.recipe)?.unwrap_or_default();
-    check_names(compare.models.iter().map(|changes| changes.name.as_str()))?;
+    check_names(
+        MODELS,
+        compare.models.iter().map(|changes| changes.name.as_str()),
+    )?;
     let own = Changes::default();
     let (files, _) = recipe.forecast_settings(&own, &arguments.recipe)?;
     let work = Work {

@@ -15,8 +15,8 @@ use tch::get_num_threads;
 
 use super::{Arguments, SeedScores, summary};
 use crate::Common;
-use crate::commands::vision::fit::{Job, describe, line, scores};
-use crate::compare::{check_names, mean_sd, slug};
+use crate::commands::vision::fit::{Job, describe, judged_part, line, scores};
+use crate::compare::{MODELS, check_names, mean_sd, slug};
 use crate::recipe::{Changes, Recipe};
 
 /// Other models that are trained beside, on the same pictures.
@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
         recipe.plain_settings(&Changes::default(), &arguments.recipe)?;
     let compare: Option<Compare> = recipe.compare(&arguments.recipe)?;
     let models = compare.map_or(Vec::new(), |compare| compare.models);
-    check_names(models.iter().map(|changes| changes.name.as_str()))?;
+    check_names(MODELS, models.iter().map(|changes| changes.name.as_str()))?;
     let others: Vec<(String, ClassifySettings)> = models
         .iter()
         .map(|changes| {
@@ -67,11 +67,7 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     let prepared = Prepared::open(&arguments.data_dir, &settings.data)
         .map_err(|error| recipe.explain(error))?;
     describe(&prepared, common);
-    let part = if prepared.test.is_some() {
-        "test"
-    } else {
-        "validation"
-    };
+    let part = judged_part(prepared.test.is_some());
     let out = arguments
         .out
         .clone()

@@ -72,6 +72,11 @@ pub(crate) fn warn(bad: &[Bad]) {
     }
 }
 
+/// The part whose scores are told: the test pictures, where there are any.
+pub(crate) const fn judged_part(has_test: bool) -> &'static str {
+    if has_test { "test" } else { "validation" }
+}
+
 /// Scores in a line.
 pub(crate) fn line(found: &Classified) -> String {
     format!(

@@ -269,12 +269,17 @@ impl Column<'_> {
 
 fn other_classes(path: &Path, first: &[String], names: &[String]) -> Error {
     let same = first.iter().zip(names).take_while(|(a, b)| a == b).count();
-    let at = |names: &[String]| names.get(same).cloned().unwrap_or_default();
-    let reason = format!(
-        "calls class {same} `{}`, a file before it `{}`; give files of one data set",
-        at(names),
-        at(first)
-    );
+    let reason = match (names.get(same), first.get(same)) {
+        (Some(own), Some(before)) => {
+            format!("calls class {same} `{own}`, a file before it `{before}`")
+        }
+        _ => format!(
+            "has {} classes, a file before it {}",
+            names.len(),
+            first.len()
+        ),
+    };
+    let reason = format!("{reason}; give files of one data set");
     Error::data(path, reason)
 }
 
