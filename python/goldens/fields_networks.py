@@ -61,6 +61,22 @@ def uniform(param, bound):
         param.uniform_(-bound, bound)
 
 
+def sine_layers(c, start):
+    """The layers of a sine network and the last one, with SIREN's weights; `start` draws those of the first."""
+    layers = nn.ModuleList()
+    for i in range(c["layers"] + 1):
+        width = c["hidden"] if i else c["inputs"]
+        layer = Layer(nn.Linear(width, c["hidden"]), c.get("cam"))
+        if i:
+            uniform(layer.linear.weight, math.sqrt(6 / width) / c["omega"])
+        else:
+            start(layer.linear)
+        layers.append(layer)
+    last = nn.Linear(c["hidden"], c["outputs"])
+    uniform(last.weight, math.sqrt(6 / c["hidden"]) / c["omega"])
+    return layers, last
+
+
 class Ffn(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -102,18 +118,12 @@ class SirenFresh(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        self.layers = nn.ModuleList()
-        for i in range(c["layers"] + 1):
-            width = c["hidden"] if i else c["inputs"]
-            layer = Layer(nn.Linear(width, c["hidden"]), c.get("cam"))
-            if i:
-                uniform(layer.linear.weight, math.sqrt(6 / width) / c["omega"])
-            else:
-                drawn = torch.distributions.Beta(c["beta"], c["beta"]).rsample(layer.linear.weight.shape)
-                layer.linear.weight.data = (drawn * 2 - 1) / width
-            self.layers.append(layer)
-        self.last = nn.Linear(c["hidden"], c["outputs"])
-        uniform(self.last.weight, math.sqrt(6 / c["hidden"]) / c["omega"])
+
+        def start(linear):
+            drawn = torch.distributions.Beta(c["beta"], c["beta"]).rsample(linear.weight.shape)
+            linear.weight.data = (drawn * 2 - 1) / c["inputs"]
+
+        self.layers, self.last = sine_layers(c, start)
 
     def forward(self, coords):
         xs = coords
@@ -132,15 +142,8 @@ class Siren(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        c = self.config = config
-        self.layers = nn.ModuleList()
-        for i in range(c["layers"] + 1):
-            width = c["hidden"] if i else c["inputs"]
-            layer = Layer(nn.Linear(width, c["hidden"]), c.get("cam"))
-            uniform(layer.linear.weight, math.sqrt(6 / width) / c["omega"] if i else 1 / width)
-            self.layers.append(layer)
-        self.last = nn.Linear(c["hidden"], c["outputs"])
-        uniform(self.last.weight, math.sqrt(6 / c["hidden"]) / c["omega"])
+        self.config = config
+        self.layers, self.last = sine_layers(config, lambda linear: uniform(linear.weight, 1 / config["inputs"]))
 
     def forward(self, coords):
         c = self.config
@@ -179,16 +182,13 @@ class Finer(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        self.layers = nn.ModuleList()
-        for i in range(c["layers"] + 1):
-            width = c["hidden"] if i else c["inputs"]
-            layer = Layer(nn.Linear(width, c["hidden"]), c.get("cam"))
-            uniform(layer.linear.weight, math.sqrt(6 / width) / c["omega"] if i else 1 / width)
-            if not i and c.get("first_bias") is not None:
-                uniform(layer.linear.bias, c["first_bias"])
-            self.layers.append(layer)
-        self.last = nn.Linear(c["hidden"], c["outputs"])
-        uniform(self.last.weight, math.sqrt(6 / c["hidden"]) / c["omega"])
+
+        def start(linear):
+            uniform(linear.weight, 1 / c["inputs"])
+            if c.get("first_bias") is not None:
+                uniform(linear.bias, c["first_bias"])
+
+        self.layers, self.last = sine_layers(c, start)
 
     def forward(self, coords):
         xs = coords

@@ -108,6 +108,23 @@ pub fn linear_no_bias(vs: &Path, inputs: i64, outputs: i64) -> Linear {
     Linear { weight, bias: None }
 }
 
+/// A [`Linear`] as Keras and TensorFlow start it (Glorot, Xavier): weight U(±√(6/(in+out))), bias 0.
+pub fn linear_glorot(vs: &Path, inputs: i64, outputs: i64) -> Linear {
+    let linear = linear_glorot_no_bias(vs, inputs, outputs);
+    let bias = parameter(vs, "bias", &Tensor::zeros([outputs], CPU));
+    Linear {
+        bias: Some(bias),
+        ..linear
+    }
+}
+
+/// A [`linear_glorot`] without bias.
+pub fn linear_glorot_no_bias(vs: &Path, inputs: i64, outputs: i64) -> Linear {
+    let bound = (6.0 / (inputs + outputs) as f64).sqrt();
+    let weight = parameter(vs, "weight", &uniform(&[outputs, inputs], bound));
+    Linear { weight, bias: None }
+}
+
 impl Module for Linear {
     fn forward(&self, xs: &Tensor) -> Tensor {
         xs.linear(&self.weight, self.bias.as_ref())

@@ -1,7 +1,7 @@
 //! CAM: coordinate-aware modulation. After a linear layer of a coordinate network the features are normalised, then scaled and shifted by two
 //! scalars per point that are interpolated from a small trained grid.
 //!
-//! Paper: Lee, Rho, Ko, Park 2024, "Coordinate-Aware Modulation for Neural Fields" (ICLR). Follows the released code (maincold2/CAM).
+//! Paper: Lee, Rho, Nam, Ko, Park 2024, "Coordinate-Aware Modulation for Neural Fields" (ICLR). Follows the released code (maincold2/CAM).
 //!
 //! ```text
 //! x' = act(γ(c) · Norm(W x + b) + β(c))      γ, β: linear interpolation in a grid that starts at γ = 1, β = 0
@@ -33,7 +33,6 @@ use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
 use crate::encodings::at_least_single;
-use network::absent;
 
 /// Most cells along an axis.
 const MOST_CELLS: i64 = 1 << 16;
@@ -245,11 +244,7 @@ impl CamConfig {
             let reason = format!("must be two rising numbers, got [{low}, {high}]");
             return Err(Error::config("cam.domain", reason));
         }
-        if !(self.eps.is_finite() && self.eps > 0.0) {
-            let reason = format!("must be above 0, got {}", self.eps);
-            return Err(Error::config("cam.eps", reason));
-        }
-        Ok(())
+        check::above_zero("cam.eps", self.eps)
     }
 
     /// Creates the grid of one layer under `vs`, as `affine`.
@@ -264,7 +259,7 @@ impl CamConfig {
     ///
     /// # Errors
     /// Those of [`build`](Self::build).
-    pub fn build_as(&self, vs: &Path, name: &str) -> Result<Modulation> {
+    pub(crate) fn build_as(&self, vs: &Path, name: &str) -> Result<Modulation> {
         self.validate()?;
         Ok(Modulation {
             affine: nn::parameter(vs, name, &self.grid.initial()),
@@ -417,8 +412,8 @@ impl Modulation {
 impl Model for Modulation {
     fn forward_named(&self, inputs: &Tensors, _train: bool) -> Result<Tensors> {
         let [h, coords] = registry::take_inputs(inputs, ["h", "coords"])?;
-        let h = h.ok_or_else(|| absent("h"))?;
-        let coords = coords.ok_or_else(|| absent("coords"))?;
+        let h = h.ok_or_else(|| check::absent("h"))?;
+        let coords = coords.ok_or_else(|| check::absent("coords"))?;
         check::kind("h", h, self.affine.kind())?;
         Ok(Tensors::from([("y".to_owned(), self.forward(h, coords)?)]))
     }

@@ -74,8 +74,7 @@ fn has_axis(what: &str, xs: &Tensor) -> Result<()> {
 /// [`Error::Shape`] when the two differ in shape or kind, or have no axis.
 pub fn integrated(mean: &Tensor, variance: &Tensor, degrees: Range<i32>) -> Result<Tensor> {
     has_axis("mean", mean)?;
-    let size: Vec<Option<i64>> = mean.size().into_iter().map(Some).collect();
-    check::shape("variance", variance, &size)?;
+    check::same_shape("variance", variance, mean)?;
     check::kind("variance", variance, mean.kind())?;
     let phases = octaves(&at_least_single(mean), &degrees, 2.0);
     let fading = (octaves(&at_least_single(variance), &degrees, 4.0) * -0.5).exp();
@@ -172,11 +171,7 @@ impl FourierConfig {
     pub fn validate(&self) -> Result<()> {
         check::positive("inputs", self.inputs)?;
         check::positive("frequencies", self.frequencies)?;
-        if self.sigma.is_finite() && self.sigma > 0.0 {
-            return Ok(());
-        }
-        let reason = format!("must be above 0, got {}", self.sigma);
-        Err(Error::config("sigma", reason))
+        check::above_zero("sigma", self.sigma)
     }
 
     /// Draws the frequencies from libtorch's global generator and creates the buffer under `vs`.

@@ -13,15 +13,13 @@
 //! | `finer` | 2 → 256, 3 × 256, 3 values | 198,915 | 197,888 |
 
 use densely_core::nn::{self, Linear};
-use densely_core::{Error, Model, Result, Tensors};
+use densely_core::{Error, Model, Result, Tensors, check};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::Path;
 
 use crate::cam::{CamConfig, ModulatedLinear, check_cam, check_coords, named};
-use crate::siren::{
-    Sine, SineLayer, check_above_zero, check_sizes, redraw, sine_macs, sine_network, sine_weights,
-};
+use crate::siren::{Sine, SineLayer, check_sizes, redraw, sine_macs, sine_network, sine_weights};
 
 /// Sizes of a FINER. Defaults are those of `finer`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,8 +70,8 @@ impl FinerConfig {
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
         check_sizes(self.inputs, self.hidden, self.layers, self.outputs)?;
-        check_above_zero("first_omega", self.first_omega)?;
-        check_above_zero("omega", self.omega)?;
+        check::above_zero("first_omega", self.first_omega)?;
+        check::above_zero("omega", self.omega)?;
         match self.first_bias {
             Some(k) if !(k.is_finite() && k >= 0.0) => {
                 let reason = format!("must be at least 0, got {k}");

@@ -18,7 +18,7 @@
 //! | preset | sizes | parameters | MACs per point |
 //! | --- | --- | ---: | ---: |
 //! | `gnf-image` | 2-D grids of 106,038 values, 64 kernels, 3 values | 108,601 | 2,496 |
-//! | `gnf-sdf` | 3-D grids of 3,512,420 values, 64 kernels, 1 value | 3,514,853 | 2,368 |
+//! | none: [`GnfConfig::sdf`] | 3-D grids of 3,512,420 values, 64 kernels, 1 value | 3,514,853 | 2,368 |
 //! | `gnf-decoder` | 64 kernels on 18 features, 3 values | 2,563 | 2,496 |
 
 mod decoder;
@@ -71,7 +71,7 @@ impl GnfConfig {
         Self::default()
     }
 
-    /// Preset `gnf-sdf`: a signed distance, with grids sized to the 3.5 million values that the authors report for it. The resolutions
+    /// For signed distances, with grids sized to the 3.5 million values that the authors report for it. The resolutions
     /// are those of the picture scaled by [`DifGridConfig::sized`].
     pub fn sdf() -> Self {
         Self {
@@ -142,7 +142,7 @@ impl GnfConfig {
         Ok(Gnf { encoder, decoder })
     }
 
-    /// Multiply-accumulates of the matrix products for one point.
+    /// Multiply-accumulates of the matrix products for one point. Only for a config that `validate` takes.
     pub fn macs(&self) -> u64 {
         match &self.decoder {
             DecoderConfig::Rbf(decoder) => decoder.macs(),
@@ -165,11 +165,6 @@ enum Decoder {
 }
 
 impl Gnf {
-    /// The grids.
-    pub const fn encoder(&self) -> &DifGrid {
-        &self.encoder
-    }
-
     /// Values at points: coordinates `[points, dim]` in [-1, 1] → `[points, outputs]`.
     ///
     /// The released code puts pixel i of W at 2 i / (W - 1) - 1.
@@ -195,7 +190,7 @@ impl Model for Gnf {
 /// # Errors
 /// [`Error::Shape`] when the shapes differ.
 pub fn colour_loss(values: &Tensor, target: &Tensor) -> Result<Tensor> {
-    alike(values, target)?;
+    check::same_shape("target", target, values)?;
     Ok((values - target).abs().mean(None))
 }
 
@@ -204,11 +199,6 @@ pub fn colour_loss(values: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// [`Error::Shape`] when the shapes differ.
 pub fn distance_loss(values: &Tensor, target: &Tensor) -> Result<Tensor> {
-    alike(values, target)?;
+    check::same_shape("target", target, values)?;
     Ok(((values - target).square() / (target.abs() + 0.1)).mean(None))
-}
-
-fn alike(values: &Tensor, target: &Tensor) -> Result<()> {
-    let size: Vec<Option<i64>> = values.size().into_iter().map(Some).collect();
-    check::shape("target", target, &size)
 }

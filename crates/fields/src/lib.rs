@@ -14,6 +14,7 @@ pub mod mip_nerf;
 pub mod models;
 pub mod nerf;
 pub mod occupancy;
+mod parallel;
 pub mod planes;
 pub mod render;
 pub mod scene;

@@ -103,10 +103,10 @@ impl MarchingConfig {
         }
         let mut layers = Layers::new(self, points)?;
         let [_, ny, nz] = points;
-        let layer = ny * nz;
-        let count = points[0]
-            .checked_mul(layer)
+        let count = (points.iter())
+            .try_fold(1usize, |all, n| all.checked_mul(*n))
             .ok_or_else(|| Error::config("points", "are more than this machine can count"))?;
+        let layer = ny * nz;
         let _no_grad = tch::no_grad_guard();
         let mut waiting: Vec<f64> = Vec::new();
         for start in (0..count).step_by(batch) {

@@ -6,7 +6,6 @@
 
 mod distance;
 mod obj;
-pub(crate) mod parallel;
 mod ply;
 mod read;
 mod sample;
@@ -19,7 +18,7 @@ mod write;
 
 use std::path::Path;
 
-use densely_core::{Error, Result};
+use densely_core::{Error, Result, check};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
@@ -66,6 +65,21 @@ pub struct MeshReport {
 }
 
 impl MeshReport {
+    fn new(mesh: &Mesh, topology: &Topology) -> Self {
+        Self {
+            vertices: mesh.vertices.len(),
+            faces: mesh.faces.len(),
+            boundary_edges: topology.boundary_edges,
+            non_manifold_edges: topology.non_manifold_edges,
+            misoriented_edges: topology.misoriented_edges,
+            pinched_vertices: topology.pinched_vertices,
+            degenerate_faces: topology.degenerate_faces,
+            euler: topology.euler,
+            area: mesh.area(),
+            volume: mesh.volume(),
+        }
+    }
+
     /// Whether the surface is a closed 2-manifold whose triangles all face one way, so that it has an inside.
     pub const fn is_watertight(&self) -> bool {
         self.boundary_edges == 0
@@ -166,19 +180,7 @@ impl Mesh {
 
     /// Counts what is wrong with the surface.
     pub fn report(&self) -> MeshReport {
-        let topology = Topology::new(self);
-        MeshReport {
-            vertices: self.vertices.len(),
-            faces: self.faces.len(),
-            boundary_edges: topology.boundary_edges,
-            non_manifold_edges: topology.non_manifold_edges,
-            misoriented_edges: topology.misoriented_edges,
-            pinched_vertices: topology.pinched_vertices,
-            degenerate_faces: topology.degenerate_faces,
-            euler: topology.euler,
-            area: self.area(),
-            volume: self.volume(),
-        }
+        MeshReport::new(self, &Topology::new(self))
     }
 
     /// Merges vertices at the same position, which writers of normals and texture coordinates split, and drops those that no triangle uses.
@@ -220,10 +222,7 @@ impl Mesh {
     /// # Errors
     /// [`Error::Config`] unless `diagonal` is positive; [`Error::Data`] when all vertices lie in one place.
     pub fn normalise(&mut self, diagonal: f64) -> Result<Normalisation> {
-        if !(diagonal > 0.0 && diagonal.is_finite()) {
-            let reason = format!("must be positive, got {diagonal}");
-            return Err(Error::config("diagonal", reason));
-        }
+        check::above_zero("diagonal", diagonal)?;
         let [low, high] = self.bounds();
         let centre: V3 = std::array::from_fn(|i| f64::midpoint(low[i], high[i]));
         let extent = length(sub(high, low));
@@ -241,7 +240,7 @@ impl Mesh {
 
 /// Rows of a tensor `[n, 3]` of any float kind and device.
 pub(crate) fn points_of(what: &str, points: &Tensor) -> Result<Vec<V3>> {
-    densely_core::check::shape(what, points, &[None, Some(3)])?;
+    check::shape(what, points, &[None, Some(3)])?;
     let flat: Vec<f64> = Vec::try_from(
         points
             .detach()

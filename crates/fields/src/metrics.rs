@@ -5,7 +5,8 @@
 use densely_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-use crate::mesh::{Tree, parallel, points_of};
+use crate::mesh::{Tree, points_of};
+use crate::parallel;
 
 fn same_size(outputs: &Tensor, targets: &Tensor) -> Result<()> {
     let (got, expected) = (outputs.size(), targets.size());

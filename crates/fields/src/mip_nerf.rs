@@ -26,7 +26,7 @@ use crate::cam::{CamConfig, Grid};
 use crate::encodings::{integrated, sinusoidal};
 use crate::nerf::{MlpSizes, NerfMlp, TrunkSizes, check_degrees};
 use crate::render::rays::Rays;
-use crate::render::{Background, Rendered, absent, dense, sampling};
+use crate::render::{Background, Rendered, dense, sampling};
 
 /// Added to the raw density, so that a fresh network is thin.
 const DENSITY_SHIFT: f64 = -1.0;
@@ -131,7 +131,7 @@ impl MipNerfConfig {
         })
     }
 
-    /// Multiply-accumulates of all matrix products for one sample.
+    /// Multiply-accumulates of all matrix products for one sample. Only for a config that `validate` takes.
     pub const fn macs(&self) -> u64 {
         self.mlp().macs() as u64
     }
@@ -184,8 +184,7 @@ impl MipNerf {
         check::kind("dirs", dirs, coords.kind())?;
         let none;
         let vars = if let Some(vars) = vars {
-            let size: Vec<Option<i64>> = size.iter().copied().map(Some).collect();
-            check::shape("vars", vars, &size)?;
+            check::same_shape("vars", vars, coords)?;
             check::kind("vars", vars, coords.kind())?;
             vars
         } else {
@@ -264,8 +263,8 @@ impl MipNerf {
 impl Model for MipNerf {
     fn forward_named(&self, inputs: &Tensors, _train: bool) -> Result<Tensors> {
         let [coords, vars, dirs] = registry::take_inputs(inputs, ["coords", "vars", "dirs"])?;
-        let coords = coords.ok_or_else(|| absent("coords"))?;
-        let dirs = dirs.ok_or_else(|| absent("dirs"))?;
+        let coords = coords.ok_or_else(|| check::absent("coords"))?;
+        let dirs = dirs.ok_or_else(|| check::absent("dirs"))?;
         let values = self.forward(coords, vars, dirs)?;
         Ok(Tensors::from([("values".to_owned(), values)]))
     }
@@ -305,7 +304,7 @@ pub fn cast(t: &Tensor, rays: &Rays, radius: &Tensor) -> Result<(Tensor, Tensor)
 /// # Shapes
 /// `t`: `[rays, samples + 1]`; `weights`: `[rays, samples]`; `jitter`: in [0, 1), `[rays, samples + 1]`, absent for even draws.
 /// # Errors
-/// [`Error::Shape`] for other sizes.
+/// [`Error::Shape`] for other sizes or kinds.
 pub fn resample(
     t: &Tensor,
     weights: &Tensor,
@@ -314,9 +313,11 @@ pub fn resample(
 ) -> Result<Tensor> {
     const EPSILON: f64 = f32::EPSILON as f64; // whatever the kind, as in the released code
     check::shape("weights", weights, &[None, None])?;
+    check::floating("weights", weights)?;
     let (rays, samples) = (weights.size()[0], weights.size()[1]);
     check::positive("samples", samples)?;
     check::shape("t", t, &[Some(rays), Some(samples + 1)])?;
+    check::kind("t", t, weights.kind())?;
     let _no_grad = tch::no_grad_guard();
     let first = weights.narrow(1, 0, 1);
     let last = weights.narrow(1, samples - 1, 1);
@@ -338,7 +339,8 @@ pub fn resample(
     let count = samples + 1;
     let uniforms = match jitter {
         Some(jitter) => {
-            check::shape("jitter", jitter, &[Some(rays), Some(count)])?;
+            check::same_shape("jitter", jitter, t)?;
+            check::kind("jitter", jitter, t.kind())?;
             let part = 1.0 / count as f64;
             let starts = Tensor::arange(count, (t.kind(), t.device())) * part;
             (starts + jitter * (part - EPSILON)).clamp_max(1.0 - EPSILON)
@@ -368,5 +370,5 @@ pub fn loss(levels: &[Rendered], background: Background, pixels: &Tensor) -> Res
         let term = error.mean(None::<Kind>) * share;
         total = Some(total.map_or_else(|| term.shallow_clone(), |sum| sum + &term));
     }
-    total.ok_or_else(|| absent("levels"))
+    total.ok_or_else(|| check::absent("levels"))
 }

@@ -22,15 +22,15 @@
 //! Differs from NeRF's paper, as nerfacc does: there is no factor π, the density reads the trunk's output itself, and the bottleneck is
 //! linear.
 
-use densely_core::nn::{Linear, buffer, parameter, uniform};
+use densely_core::nn::{Linear, buffer, linear_glorot, parameter};
 use densely_core::{Error, Model, Result, Tensors, check, registry};
 use serde::{Deserialize, Serialize};
+use tch::kind::FLOAT_CPU;
 use tch::nn::{Module, Path};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::cam::{CamConfig, Grid, Modulation, check_cam};
 use crate::encodings::sinusoidal;
-use crate::render::absent;
 
 /// Sizes of a NeRF. Defaults are those of the preset `nerf`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,7 +172,7 @@ impl NerfConfig {
         })
     }
 
-    /// Multiply-accumulates of all matrix products for one point.
+    /// Multiply-accumulates of all matrix products for one point. Only for a config that `validate` takes.
     pub fn macs(&self) -> u64 {
         let warp = self.warp.as_ref().map_or(0, |warp| {
             let (inputs, trunk) = warp.trunk();
@@ -273,7 +273,7 @@ impl Nerf {
                 check::kind("time", time, coords.kind())?;
                 coords + warp.forward(coords, time)?
             }
-            (Some(_), None) => return Err(absent("time")),
+            (Some(_), None) => return Err(check::absent("time")),
             (None, Some(_)) => {
                 return Err(Error::Shape {
                     what: "time".to_owned(),
@@ -299,8 +299,8 @@ impl Model for Nerf {
             let [coords, dirs] = registry::take_inputs(inputs, ["coords", "dirs"])?;
             [coords, dirs, None]
         };
-        let coords = coords.ok_or_else(|| absent("coords"))?;
-        let dirs = dirs.ok_or_else(|| absent("dirs"))?;
+        let coords = coords.ok_or_else(|| check::absent("coords"))?;
+        let dirs = dirs.ok_or_else(|| check::absent("dirs"))?;
         let values = self.forward(coords, dirs, time)?;
         Ok(Tensors::from([("values".to_owned(), values)]))
     }
@@ -322,12 +322,12 @@ impl Warp {
         let vs = &(vs / "warp");
         let output = &(vs / "output_layer");
         let size = [3, sizes.outputs(inputs)];
-        let weight = Tensor::empty(size, tch::kind::FLOAT_CPU).uniform_(0.0, 1e-4);
+        let weight = Tensor::empty(size, FLOAT_CPU).uniform_(0.0, 1e-4);
         Ok(Self {
             base: sizes.build(vs, inputs, None)?,
             output: Linear {
                 weight: parameter(output, "weight", &weight),
-                bias: Some(parameter(output, "bias", &zeros(3))),
+                bias: Some(parameter(output, "bias", &Tensor::zeros([3], FLOAT_CPU))),
             },
             degrees: config.degrees as i32,
         })
@@ -370,14 +370,14 @@ impl MlpSizes {
         let colour = &(vs / "rgb_layer");
         Ok(NerfMlp {
             base: self.trunk.build(&(vs / "base"), self.inputs, cam)?,
-            sigma: glorot(&(vs / "sigma_layer" / "output_layer"), outputs, 1),
-            bottleneck: glorot(&(vs / "bottleneck_layer" / "output_layer"), outputs, width),
-            hidden: glorot(
+            sigma: linear_glorot(&(vs / "sigma_layer" / "output_layer"), outputs, 1),
+            bottleneck: linear_glorot(&(vs / "bottleneck_layer" / "output_layer"), outputs, width),
+            hidden: linear_glorot(
                 &(colour / "hidden_layers" / 0),
                 width + self.directions,
                 self.colour_width,
             ),
-            rgb: glorot(&(colour / "output_layer"), self.colour_width, 3),
+            rgb: linear_glorot(&(colour / "output_layer"), self.colour_width, 3),
         })
     }
 
@@ -454,7 +454,7 @@ impl TrunkSizes {
 
     fn build(self, vs: &Path, inputs: i64, cam: Option<&CamConfig>) -> Result<Trunk> {
         let (layers, grids) = (vs / "hidden_layers", vs / "affines");
-        let layer = |i| glorot(&(&layers / i), self.reads(i, inputs), self.width);
+        let layer = |i| linear_glorot(&(&layers / i), self.reads(i, inputs), self.width);
         let grid = |i: i64| cam.map(|cam| cam.build_as(&grids, &i.to_string()));
         Ok(Trunk {
             layers: (0..self.depth).map(layer).collect(),
@@ -491,18 +491,5 @@ impl Trunk {
             (Some(grid), Some(place)) => grid.forward(&h, place),
             _ => Ok(h),
         }
-    }
-}
-
-fn zeros(size: i64) -> Tensor {
-    Tensor::zeros([size], (Kind::Float, Device::Cpu))
-}
-
-/// A linear layer with weight U(±√(6/(in+out))) (Glorot, Xavier) and bias 0.
-fn glorot(vs: &Path, inputs: i64, outputs: i64) -> Linear {
-    let bound = (6.0 / (inputs + outputs) as f64).sqrt();
-    Linear {
-        weight: parameter(vs, "weight", &uniform(&[outputs, inputs], bound)),
-        bias: Some(parameter(vs, "bias", &zeros(outputs))),
     }
 }

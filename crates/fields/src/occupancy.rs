@@ -15,14 +15,13 @@
 //! Differs from nerfacc: a cell that is drawn twice takes the larger of both values, where nerfacc keeps either; and pieces are
 //! counted from `near` in f64, where nerfacc adds up steps in f32, so that its last samples of long rays may lie a little aside.
 
-use std::thread;
-
 use densely_core::nn::buffer;
 use densely_core::{Error, Result, check};
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
+use crate::parallel;
 use crate::render::packed::Samples;
 use crate::render::rays::{Aabb, Rays};
 
@@ -66,6 +65,9 @@ const MOST_SIDE: i64 = 1024;
 /// Most steps along a ray; beyond, a piece's number may not be a whole number of f64 any more.
 const MOST_STEPS: f64 = 1e12;
 
+/// Rays that are marched together, by one thread.
+const RAYS: usize = 64;
+
 impl OccupancyConfig {
     /// Checks the numbers.
     ///
@@ -79,12 +81,7 @@ impl OccupancyConfig {
         }
         check::positive("every", self.every as i64)?;
         for (field, value) in [("step", self.step), ("threshold", self.threshold)] {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(Error::config(
-                    field,
-                    format!("must be above 0, got {value}"),
-                ));
-            }
+            check::above_zero(field, value)?;
         }
         if (0.0..=1.0).contains(&self.decay) {
             return Ok(());
@@ -294,22 +291,14 @@ impl OccupancyGrid {
         let walk = Walk::new(self, rays, near, far, jitter)?;
         walk.check_steps()?;
         let count = rays.count() as usize;
-        let workers = (tch::get_num_threads().max(1) as usize).min(count.div_ceil(64).max(1));
-        let each = count.div_ceil(workers).max(1);
-        let found: Vec<Found> = thread::scope(|scope| {
-            let handles: Vec<_> = (0..count)
-                .step_by(each)
-                .map(|first| {
-                    let walk = &walk;
-                    scope.spawn(move || walk.rays(first, count.min(first + each)))
-                })
-                .collect();
-            handles
-                .into_iter()
-                .map(thread::ScopedJoinHandle::join)
-                .collect::<thread::Result<_>>()
-        })
-        .map_err(|_| Error::torch("a thread that marches rays has ended"))?;
+        let firsts: Vec<usize> = (0..count).step_by(RAYS).collect();
+        let found: Vec<Found> = parallel::map(&firsts, 1, |first| {
+            let mut found = Found::default();
+            for ray in (*first..count.min(first + RAYS)).filter(|ray| walk.hit[*ray]) {
+                walk.ray(ray, &mut found);
+            }
+            found
+        });
         let joined = |part: fn(&Found) -> &Vec<f64>| -> Vec<f64> {
             found.iter().flat_map(|f| part(f).iter().copied()).collect()
         };
@@ -425,14 +414,6 @@ impl Walk {
         }
         let reason = format!("makes {most:e} steps of a ray; at most {MOST_STEPS:e} are taken");
         Err(Error::config("step", reason))
-    }
-
-    fn rays(&self, first: usize, last: usize) -> Found {
-        let mut found = Found::default();
-        for ray in (first..last).filter(|ray| self.hit[*ray]) {
-            self.ray(ray, &mut found);
-        }
-        found
     }
 
     /// The pieces of one ray. Decided by the middle of each; what lies in the same empty cell is stepped over at once.

@@ -213,8 +213,9 @@ fn sample(plane: &Tensor, at: &Tensor) -> Tensor {
 
 /// `xs[k + 1] - xs[k]` along `axis`.
 fn differences(xs: &Tensor, axis: i64) -> Tensor {
-    let steps = (xs.size()[axis as usize] - 1).max(0);
-    xs.narrow(axis, 1, steps) - xs.narrow(axis, 0, steps)
+    let size = xs.size()[axis as usize];
+    let steps = (size - 1).max(0);
+    xs.narrow(axis, size - steps, steps) - xs.narrow(axis, 0, steps)
 }
 
 /// 0 where there is nothing: an axis of a single value has no differences.

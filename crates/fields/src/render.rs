@@ -72,14 +72,10 @@ impl Rendered {
     /// [`Error::Shape`] for another size.
     pub fn over_colour(&self, background: &Tensor) -> Result<Tensor> {
         if background.size() != [3] {
-            check::shape("background", background, &sizes(&self.rgb))?;
+            check::same_shape("background", background, &self.rgb)?;
         }
         Ok(&self.rgb + (-self.opacity.unsqueeze(-1) + 1.0) * background)
     }
-}
-
-fn sizes(xs: &Tensor) -> Vec<Option<i64>> {
-    xs.size().into_iter().map(Some).collect()
 }
 
 /// Σ w x / Σ w, where the divisor is at least the kind's rounding, as in nerfacc.
@@ -92,7 +88,7 @@ fn mean_depth(weighted: &Tensor, opacity: &Tensor) -> Tensor {
 }
 
 /// w of optical thicknesses τ: both `[rays, samples]`.
-pub fn weights(thickness: &Tensor) -> Tensor {
+fn weights(thickness: &Tensor) -> Tensor {
     // Not cumsum - τ: after a thickness of 1e10 nothing would be left of the others.
     let before = thickness.constant_pad_nd([1, -1]).cumsum(-1, None);
     (-before).exp() * -(-thickness).expm1()
@@ -278,22 +274,13 @@ impl Model for VolumeRender {
     fn forward_named(&self, inputs: &Tensors, _train: bool) -> Result<Tensors> {
         let [sigma, rgb, t] = registry::take_inputs(inputs, ["sigma", "rgb", "t"])?;
         let (rgb, weights) = self.forward(
-            sigma.ok_or_else(|| absent("sigma"))?,
-            rgb.ok_or_else(|| absent("rgb"))?,
-            t.ok_or_else(|| absent("t"))?,
+            sigma.ok_or_else(|| check::absent("sigma"))?,
+            rgb.ok_or_else(|| check::absent("rgb"))?,
+            t.ok_or_else(|| check::absent("t"))?,
         )?;
         Ok(Tensors::from([
             ("rgb".to_owned(), rgb),
             ("weights".to_owned(), weights),
         ]))
-    }
-}
-
-/// An input that a model cannot do without.
-pub(crate) fn absent(name: &str) -> Error {
-    Error::Shape {
-        what: name.to_owned(),
-        expected: "a tensor".to_owned(),
-        got: "none".to_owned(),
     }
 }

@@ -100,7 +100,7 @@ impl SirenConfig {
             ("omega", self.omega),
             ("beta", self.beta),
         ] {
-            check_above_zero(field, value)?;
+            check::above_zero(field, value)?;
         }
         if self.form == SirenForm::Siren && self.beta.total_cmp(&1.0).is_ne() {
             let reason = format!("is 1 for the form `siren`, got {}", self.beta);
@@ -327,17 +327,6 @@ pub(crate) fn check_sizes(inputs: i64, hidden: i64, layers: i64, outputs: i64) -
     check::positive("hidden", hidden)?;
     check::positive("layers", layers)?;
     check::positive("outputs", outputs)
-}
-
-/// Checks a number that must be above 0.
-pub(crate) fn check_above_zero(field: &str, value: f64) -> Result<()> {
-    if value.is_finite() && value > 0.0 {
-        return Ok(());
-    }
-    Err(Error::config(
-        field,
-        format!("must be above 0, got {value}"),
-    ))
 }
 
 /// Multiply-accumulates of a first layer, `layers` square ones and a last one.

@@ -18,13 +18,13 @@
 use std::f64::consts::SQRT_2;
 
 use densely_core::nn::{self, Linear};
-use densely_core::{Model, Result, Tensors};
+use densely_core::{Model, Result, Tensors, check};
 use serde::{Deserialize, Serialize};
 use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
 use crate::cam::{CamConfig, Modulation, check_cam, check_coords, modulate, named};
-use crate::siren::{check_above_zero, check_sizes};
+use crate::siren::check_sizes;
 
 /// Sizes of a WIRE. Defaults are those of `wire`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,7 +89,7 @@ impl WireConfig {
             ("first_scale", self.first_scale),
             ("scale", self.scale),
         ] {
-            check_above_zero(field, value)?;
+            check::above_zero(field, value)?;
         }
         check_cam(self.cam.as_ref(), self.inputs)
     }

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use tch::nn::Path;
 use tch::{Kind, Tensor};
 
-use crate::embedding::absent;
 use crate::layers::{Activation, BnMode, Mlp, MlpSpec, Names, Variant, linear};
 
 /// Sizes of an attention over a history. Defaults are those of `AmazonElectronics_x1` in the BARS benchmark.
@@ -303,7 +302,7 @@ impl Model for Attention {
     fn forward_named(&self, inputs: &Tensors, train: bool) -> Result<Tensors> {
         let [query, keys, mask] = registry::take_inputs(inputs, ["query", "keys", "mask"])?;
         let [query, keys, mask] = [(query, "query"), (keys, "keys"), (mask, "mask")]
-            .map(|(xs, name)| xs.ok_or_else(|| absent(name)));
+            .map(|(xs, name)| xs.ok_or_else(|| check::absent(name)));
         let pooled = self.forward(query?, keys?, mask?, train)?;
         Ok(Tensors::from([("pooled".to_owned(), pooled)]))
     }

@@ -25,7 +25,7 @@ use tch::{Device, Kind, Tensor};
 use crate::attention::Attention;
 use crate::embedding::{Embeddings, TableSpec, check_inputs, check_sides};
 use crate::fields::Field;
-use crate::layers::{AuthorsNorm, Mlp, Variant, glorot_linear};
+use crate::layers::{AuthorsNorm, Mlp, Variant};
 
 pub use config::DinConfig;
 
@@ -82,7 +82,7 @@ impl DinConfig {
                     .unwrap_or(0);
                 let head = Head::Authors {
                     norm: AuthorsNorm::new(&of("hist_bn"), width, self.bn_mode),
-                    linear: glorot_linear(&of("hist_fcn"), width, width),
+                    linear: nn::linear_glorot(&of("hist_fcn"), width, width),
                     tail_norm: AuthorsNorm::new(&of("b1"), 3 * width, self.bn_mode),
                     item_bias: parameter(vs, "item_b", &Tensor::zeros([rows], CPU)),
                 };

@@ -274,7 +274,7 @@ pub fn check_inputs(fields: &[Field], more: &[&str], kind: Kind, inputs: &Tensor
     let mut extremes: Vec<(&Field, [Tensor; 2])> = Vec::new();
     let named = fields.iter().map(|field| (field.name(), Some(field)));
     for (name, field) in named.chain(more.iter().map(|name| (*name, None))) {
-        let xs = inputs.get(name).ok_or_else(|| absent(name))?;
+        let xs = inputs.get(name).ok_or_else(|| check::absent(name))?;
         match field {
             Some(Field::Sequence { max_len, .. }) => {
                 check::shape(name, xs, &[None, None])?;
@@ -385,13 +385,4 @@ fn check_ids(extremes: &[(&Field, [Tensor; 2])]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// What to say of an input that a model needs and did not get.
-pub(crate) fn absent(name: &str) -> Error {
-    Error::Shape {
-        what: name.to_owned(),
-        expected: "a tensor".to_owned(),
-        got: "none".to_owned(),
-    }
 }

@@ -317,15 +317,6 @@ fn xavier(vs: &Path, inputs: i64, outputs: i64) -> Tensor {
     )
 }
 
-/// A linear layer with weight U(±√(6/(in+out))) (Glorot) and bias 0, as TensorFlow starts it.
-pub fn glorot_linear(vs: &Path, inputs: i64, outputs: i64) -> Linear {
-    let bound = (6.0 / (inputs + outputs) as f64).sqrt();
-    Linear {
-        weight: parameter(vs, "weight", &nn::uniform(&[outputs, inputs], bound)),
-        bias: Some(parameter(vs, "bias", &Tensor::zeros([outputs], CPU))),
-    }
-}
-
 /// A linear layer with weight N(0, 1e-4) and PyTorch's bias, as `DeepCTR-Torch` starts hidden ones.
 fn deepctr_linear(vs: &Path, inputs: i64, outputs: i64) -> Linear {
     Linear {
@@ -433,7 +424,7 @@ impl MlpSpec<'_> {
                 Names::Numbered(suffix) => {
                     let number = index + 1;
                     let linear =
-                        glorot_linear(&(vs / format!("f{number}{suffix}")), inputs, outputs);
+                        nn::linear_glorot(&(vs / format!("f{number}{suffix}")), inputs, outputs);
                     let act = self.nonlinear(&(vs / format!("dice_{number}{suffix}")), outputs);
                     self.layer(linear, None, act)
                 }
@@ -443,7 +434,7 @@ impl MlpSpec<'_> {
         let output = self.output.map(|outputs| match self.names {
             Names::Sequence => xavier_linear(&next(), inputs, outputs),
             Names::Lists { .. } => nn::linear(&(last / "dense"), inputs, outputs),
-            Names::Numbered(suffix) => glorot_linear(
+            Names::Numbered(suffix) => nn::linear_glorot(
                 &(vs / format!("f{}{suffix}", self.hidden.len() + 1)),
                 inputs,
                 outputs,

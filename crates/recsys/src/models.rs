@@ -9,7 +9,7 @@ use tch::nn::Path;
 
 use crate::attention::AttentionConfig;
 use crate::din::{Din, DinConfig};
-use crate::embedding::{Embeddings, absent};
+use crate::embedding::Embeddings;
 use crate::fields::Field;
 use crate::finalmlp::{FinalMlp, FinalMlpConfig};
 use crate::layers::{BnMode, Dice, Variant};
@@ -160,7 +160,7 @@ impl DiceConfig {
 impl Model for Dice {
     fn forward_named(&self, inputs: &Tensors, train: bool) -> Result<Tensors> {
         let [xs] = take_inputs(inputs, ["x"])?;
-        let xs = xs.ok_or_else(|| absent("x"))?;
+        let xs = xs.ok_or_else(|| check::absent("x"))?;
         check::shape("x", xs, &[None, Some(self.channels())])?;
         check::kind("x", xs, self.kind())?;
         Ok(Tensors::from([("y".to_owned(), xs.apply_t(self, train))]))

@@ -92,6 +92,20 @@ pub fn assert_close(actual: &Tensor, expected: &Tensor, rtol: f64, atol: f64) {
     );
 }
 
+/// [`assert_close`] to `tolerance` of each value and of the largest one.
+///
+/// # Panics
+/// When they are not close.
+#[track_caller]
+pub fn assert_near(actual: &Tensor, expected: &Tensor, tolerance: f64) {
+    let largest = if expected.numel() == 0 {
+        0.0
+    } else {
+        expected.abs().max().double_value(&[])
+    };
+    assert_close(actual, expected, tolerance, tolerance * largest);
+}
+
 /// Asserts that both tensors hold the same bits, shape and kind.
 ///
 /// # Panics

@@ -8,15 +8,6 @@ use tch::{Device, Kind, Tensor};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
-/// A [`Linear`] as Keras starts it: weight U(±√(6/(in+out))) (Glorot), bias 0.
-pub fn glorot_linear(vs: &Path, inputs: i64, outputs: i64) -> Linear {
-    let bound = (6.0 / (inputs + outputs) as f64).sqrt();
-    Linear {
-        weight: parameter(vs, "weight", &nn::uniform(&[outputs, inputs], bound)),
-        bias: Some(parameter(vs, "bias", &Tensor::zeros([outputs], CPU))),
-    }
-}
-
 /// A nonlinearity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -9,8 +9,6 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
-use crate::models::absent;
-
 /// Sizes of a DLinear or NLinear. One map over time serves all channels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -165,7 +163,7 @@ impl Model for LinearForecaster {
         let [past] = registry::take_inputs(inputs, ["past"])?;
         Ok(Tensors::from([(
             "forecast".to_owned(),
-            self.forward(past.ok_or_else(|| absent("past"))?)?,
+            self.forward(past.ok_or_else(|| check::absent("past"))?)?,
         )]))
     }
 }

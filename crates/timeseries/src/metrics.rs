@@ -9,8 +9,7 @@ use tch::{Kind, Tensor};
 
 /// Forecast and actual values as one row of f64 each.
 fn rows(forecast: &Tensor, actual: &Tensor) -> Result<(Tensor, Tensor)> {
-    let size: Vec<Option<i64>> = actual.size().into_iter().map(Some).collect();
-    check::shape("forecast", forecast, &size)?;
+    check::same_shape("forecast", forecast, actual)?;
     let row = |xs: &Tensor| xs.to_kind(Kind::Double).reshape([-1]);
     let (forecast, actual) = (row(forecast), row(actual));
     for (what, xs) in [("forecast", &forecast), ("actual", &actual)] {

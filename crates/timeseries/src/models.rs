@@ -1,7 +1,7 @@
 //! The list of presets.
 
+use densely_core::Model;
 use densely_core::registry::{Preset, TensorSpec, parse_config};
-use densely_core::{Error, Model};
 use serde_json::{Value, json};
 
 use crate::linear::{LinearConfig, Variant};
@@ -9,15 +9,6 @@ use crate::patch_tsmixer::{Head, PatchTsMixerConfig};
 use crate::tsmixer::TsMixerConfig;
 use crate::tsmixer_ext::TsMixerExtConfig;
 use crate::ttm::TtmConfig;
-
-/// What to say of an input that a model needs and did not get.
-pub(crate) fn absent(name: &str) -> Error {
-    Error::Shape {
-        what: name.to_owned(),
-        expected: "a tensor".to_owned(),
-        got: "none".to_owned(),
-    }
-}
 
 const TSMIXER: &str = "Chen, Li, Yoder, Arik, Pfister 2023, arXiv 2303.06053";
 const PATCH_TSMIXER: &str = "Ekambaram, Jati, Nguyen, Sinthong, Kalagnanam 2023, arXiv 2306.09364";

@@ -32,7 +32,6 @@ use tch::{Kind, Tensor};
 
 use crate::distributions::Distribution;
 use crate::layers::linear_from;
-use crate::models::absent;
 use blocks::{InjectScale, Layer, Sizes};
 pub use config::{Aggregation, Head, Mode, NormKind, PatchTsMixerConfig, Positions, Scaling};
 pub use reconcile::hierarchical_loss;
@@ -441,7 +440,7 @@ pub fn masked_loss(reconstruction: &Tensor, patches: &Tensor, mask: &Tensor) -> 
 impl Model for PatchTsMixer {
     fn forward_named(&self, inputs: &Tensors, train: bool) -> Result<Tensors> {
         let [past, observed, mask] = registry::take_inputs(inputs, ["past", "observed", "mask"])?;
-        let past = past.ok_or_else(|| absent("past"))?;
+        let past = past.ok_or_else(|| check::absent("past"))?;
         if mask.is_some() && self.config.head != Head::Pretrain {
             return Err(Error::Shape {
                 what: "mask".to_owned(),

@@ -18,7 +18,7 @@
 //! | --- | --- | ---: | ---: |
 //! | `tsmixer` | T 512, H 96, C 7, 2 blocks, ff 64 (ETTh1) | 605,180 | 4,931,584 |
 
-use densely_core::nn::Linear;
+use densely_core::nn::{Linear, linear_glorot};
 use densely_core::random::draw_seed;
 use densely_core::{Error, Model, Result, Tensors, check, registry};
 use densely_torch_ext::fused;
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{Module, ModuleT, Path};
 
-use crate::layers::{Activation, PlaneNorm, PlaneNormKind, RevIn, glorot_linear};
+use crate::layers::{Activation, PlaneNorm, PlaneNormKind, RevIn};
 
 /// Sizes of a TSMixer. Defaults are those of the preset `tsmixer`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,7 +118,7 @@ impl TsMixerConfig {
             blocks: (0..self.n_block)
                 .map(|i| Block::new(&(&layers / i), self))
                 .collect(),
-            out: glorot_linear(&(vs / "out"), self.lookback, self.horizon),
+            out: linear_glorot(&(vs / "out"), self.lookback, self.horizon),
             config: self.clone(),
         })
     }
@@ -224,7 +224,7 @@ impl TsMixer {
 impl Model for TsMixer {
     fn forward_named(&self, inputs: &Tensors, train: bool) -> Result<Tensors> {
         let [past] = registry::take_inputs(inputs, ["past"])?;
-        let past = past.ok_or_else(|| crate::models::absent("past"))?;
+        let past = past.ok_or_else(|| check::absent("past"))?;
         Ok(Tensors::from([(
             "forecast".to_owned(),
             self.forward(past, train)?,
@@ -286,7 +286,7 @@ impl TemporalMixing {
         } = *config;
         Self {
             norm: PlaneNorm::new(&(vs / "temporal_norm"), config.norm, [channels, lookback]),
-            linear: glorot_linear(&(vs / "temporal_lin"), lookback, lookback),
+            linear: linear_glorot(&(vs / "temporal_lin"), lookback, lookback),
             activation: config.activation,
             dropout: config.dropout,
         }
@@ -350,8 +350,8 @@ impl FeatureMixing {
         } = *config;
         Self {
             norm: PlaneNorm::new(&(vs / "feature_norm"), config.norm, [lookback, channels]),
-            linear_1: glorot_linear(&(vs / "feature_lin_1"), channels, ff_dim),
-            linear_2: glorot_linear(&(vs / "feature_lin_2"), ff_dim, channels),
+            linear_1: linear_glorot(&(vs / "feature_lin_1"), channels, ff_dim),
+            linear_2: linear_glorot(&(vs / "feature_lin_2"), ff_dim, channels),
             activation: config.activation,
             dropout: config.dropout,
         }

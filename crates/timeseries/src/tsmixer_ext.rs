@@ -26,7 +26,6 @@ use tch::Tensor;
 use tch::nn::{Module, ModuleT, Path};
 
 use crate::layers::RevIn;
-use crate::models::absent;
 
 /// Sizes of a TSMixer-Ext. Defaults are those of the preset `tsmixer-ext`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -294,7 +293,7 @@ impl TsMixerExt {
         let batch = Some(inputs.past.size()[0]);
         let optional = |name: &str, xs: Option<&Tensor>, width: i64, steps: Option<i64>| match xs {
             None if width == 0 => Ok(()),
-            None => Err(absent(name)),
+            None => Err(check::absent(name)),
             Some(xs) => {
                 let size: Vec<Option<i64>> = [Some(batch), steps.map(Some), Some(Some(width))]
                     .into_iter()
@@ -319,7 +318,7 @@ impl Model for TsMixerExt {
     fn forward_named(&self, inputs: &Tensors, train: bool) -> Result<Tensors> {
         let [past, past_known, future, statics] =
             registry::take_inputs(inputs, ["past", "past_known", "future", "static"])?;
-        let past = past.ok_or_else(|| absent("past"))?;
+        let past = past.ok_or_else(|| check::absent("past"))?;
         let ys = self.forward(
             Inputs {
                 past,

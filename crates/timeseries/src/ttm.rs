@@ -27,7 +27,6 @@ use densely_core::{Error, Model, Result, Tensors, check, registry};
 use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
-use crate::models::absent;
 use crate::patch_tsmixer::Mode;
 use crate::patch_tsmixer::blocks::{Gate, Layer, Sizes, gated};
 pub use config::TtmConfig;
@@ -221,7 +220,7 @@ impl Ttm {
                     .expand([-1, xs.size()[1], -1, -1], false);
                 Tensor::cat(&[&token, &xs], 2)
             }
-            (Some(_), None) => return Err(absent("freq_token")),
+            (Some(_), None) => return Err(check::absent("freq_token")),
             (None, Some(_)) => return Err(unasked("freq_token", "resolution_prefix_tuning")),
         };
         let xs = self.encoder.forward(&xs, train)?;
@@ -289,7 +288,7 @@ impl Model for Ttm {
             freq_token,
             future,
         };
-        let outputs = self.forward(past.ok_or_else(|| absent("past"))?, aside, train)?;
+        let outputs = self.forward(past.ok_or_else(|| check::absent("past"))?, aside, train)?;
         let names = ["forecast", "loc", "scale"].map(str::to_owned);
         Ok(names.into_iter().zip(outputs).collect())
     }
@@ -499,7 +498,7 @@ impl ChannelMixing {
         let (targets, known) = (config.targets(), config.known());
         let together = match (future, known) {
             (None, []) => forecast.shallow_clone(),
-            (None, _) => return Err(absent("future")),
+            (None, _) => return Err(check::absent("future")),
             (Some(_), []) => return Err(unasked("future", "exogenous_channel_indices")),
             (Some(future), _) => {
                 let size = [past.size()[0], config.prediction_length, past.size()[2]];

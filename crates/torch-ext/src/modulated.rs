@@ -114,7 +114,7 @@ pub fn layers(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trunk::trial::{Draw, Errors, run};
+    use crate::trunk::trial::{Draw, Errors, run, steady};
     use tch::{Device, Kind};
 
     const KIND: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -292,14 +292,7 @@ mod tests {
     fn bits_are_the_same_every_time_and_forward_for_any_number_of_threads() {
         let all = drawn(3000, &[20, 48, 48], [8, 8], Some(3), 0);
         let (coords, cotangent) = (places(3000), Draw(1).normal(&[3000, 3], 1.0));
-        let once = || run(&all, Some(&cotangent), |xs| fused(xs, &coords, FORM));
-        let first = once();
-        assert_eq!(once(), first);
-        let threads = tch::get_num_threads();
-        tch::set_num_threads(1);
-        let alone = once();
-        tch::set_num_threads(threads);
-        assert_eq!(alone[0], first[0]);
+        steady(|| run(&all, Some(&cotangent), |xs| fused(xs, &coords, FORM)));
     }
 
     #[test]

@@ -123,6 +123,18 @@ pub(crate) mod trial {
         found
     }
 
+    /// Whether results have the same bits at a second call and, the first of them, with one thread; gives them.
+    pub(crate) fn steady(once: impl Fn() -> Vec<Tensor>) -> Vec<Tensor> {
+        let first = once();
+        assert_eq!(once(), first);
+        let threads = tch::get_num_threads();
+        tch::set_num_threads(1);
+        let alone = once();
+        tch::set_num_threads(threads);
+        assert_eq!(alone[0], first[0]);
+        first
+    }
+
     /// How far the fused way is from the truth, over how far the chain is: for each tensor the logarithms' sum, over draws.
     ///
     /// In the geometric mean, since a draw on which all of rounding is magnified is so for both.

@@ -121,15 +121,6 @@ pub(crate) fn named(
     forward: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensors> {
     let [coords] = registry::take_inputs(inputs, ["coords"])?;
-    let coords = coords.ok_or_else(|| absent("coords"))?;
+    let coords = coords.ok_or_else(|| check::absent("coords"))?;
     Ok(Tensors::from([("values".to_owned(), forward(coords)?)]))
-}
-
-/// An input that a model cannot do without.
-pub(crate) fn absent(name: &str) -> Error {
-    Error::Shape {
-        what: name.to_owned(),
-        expected: "a tensor".to_owned(),
-        got: "none".to_owned(),
-    }
 }

@@ -5,13 +5,13 @@ use serde::Serialize;
 /// A setting of one kind of network, and the values among which it is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Search {
-    /// Kind of network.
+    /// Preset of the network.
     pub network: &'static str,
-    /// The setting.
+    /// The setting: a field of its config.
     pub setting: &'static str,
     /// Its values.
     pub values: &'static [f64],
-    /// What other settings are held at.
+    /// What other fields are held at.
     pub fixed: &'static [(&'static str, f64)],
     /// Learning rate of Adam for the network that was chosen, per step.
     pub lr: f64,
@@ -38,10 +38,10 @@ const BIASES: &[f64] = &[
 
 /// SIREN: the frequency that multiplies the coordinates.
 pub const SIREN: Search = Search {
-    network: "siren",
-    setting: "omega",
+    network: "siren-fresh",
+    setting: "first_omega",
     values: OMEGAS,
-    fixed: &[("beta", 1.0), ("hidden_omega", 30.0)],
+    fixed: &[("beta", 1.0), ("omega", 30.0)],
     lr: 1e-4,
     spectrum_size: 64,
     advised_size: 64,
@@ -54,7 +54,7 @@ pub const SIREN_BETAS: &[f64] = &[
 
 /// Gaussian Fourier features under a ReLU network: their standard deviation.
 pub const FOURIER: Search = Search {
-    network: "fourier",
+    network: "ffn-fresh",
     setting: "sigma",
     values: SIGMAS,
     fixed: &[],
@@ -66,9 +66,9 @@ pub const FOURIER: Search = Search {
 /// FINER: the bound of the first biases.
 pub const FINER: Search = Search {
     network: "finer",
-    setting: "first_bias_scale",
+    setting: "first_bias",
     values: BIASES,
-    fixed: &[("omega", 30.0)],
+    fixed: &[("first_omega", 30.0), ("omega", 30.0)],
     lr: 1e-4,
     spectrum_size: 64,
     advised_size: 128,
@@ -77,9 +77,9 @@ pub const FINER: Search = Search {
 /// FINER with first biases of 0: the frequency of the first layer.
 pub const FINER_WITHOUT_BIAS: Search = Search {
     network: "finer",
-    setting: "omega",
+    setting: "first_omega",
     values: OMEGAS,
-    fixed: &[("first_bias_scale", 0.0)],
+    fixed: &[("first_bias", 0.0), ("omega", 30.0)],
     lr: 1e-4,
     spectrum_size: 64,
     advised_size: 128,

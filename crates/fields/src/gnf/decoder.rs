@@ -117,7 +117,7 @@ impl RbfDecoderConfig {
         })
     }
 
-    /// Multiply-accumulates of the matrix products for one point.
+    /// Multiply-accumulates of the matrix products for one point. Only for a config that `validate` takes.
     pub fn macs(&self) -> u64 {
         (2 * self.kernels * self.features + self.kernels * self.outputs) as u64
     }
@@ -246,7 +246,7 @@ impl MlpDecoderConfig {
         })
     }
 
-    /// Multiply-accumulates of the matrix products for one point.
+    /// Multiply-accumulates of the matrix products for one point. Only for a config that `validate` takes.
     pub fn macs(&self) -> u64 {
         let products = self.widths().into_iter().map(|[a, b]| a * b);
         products.sum::<i64>() as u64

@@ -85,13 +85,8 @@ impl DifGridConfig {
             check::positive("channels", *channels)?;
             check::positive("resolutions", *resolution)?;
         }
-        match self.bands.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
-            Some(band) => {
-                let reason = format!("must be finite and above 0, got {band}");
-                Err(Error::config("bands", reason))
-            }
-            None => Ok(()),
-        }
+        let mut bands = self.bands.iter();
+        bands.try_for_each(|band| check::above_zero("bands", *band))
     }
 
     /// Features of a point.

@@ -1,6 +1,6 @@
 //! The networks that read a grid.
 
-use densely_core::nn::{self, Linear};
+use densely_core::nn::{Linear, linear_glorot_no_bias};
 use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
@@ -18,15 +18,8 @@ pub(super) struct MlpSizes {
 impl MlpSizes {
     pub(super) fn build(self, vs: &Path) -> Mlp {
         let width = |layer| if layer == 0 { self.inputs } else { self.hidden };
-        let linear = |layer, outputs| {
-            let inputs = width(layer);
-            let bound = (6.0 / (inputs + outputs) as f64).sqrt();
-            let weight = nn::uniform(&[outputs, inputs], bound);
-            Linear {
-                weight: nn::parameter(&(vs / layer), "weight", &weight),
-                bias: None,
-            }
-        };
+        let linear =
+            |layer: i64, outputs| linear_glorot_no_bias(&(vs / layer), width(layer), outputs);
         Mlp {
             hidden: (0..self.layers).map(|i| linear(i, self.hidden)).collect(),
             last: linear(self.layers, self.outputs),

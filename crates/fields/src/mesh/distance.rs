@@ -3,13 +3,13 @@
 use densely_core::{Error, Result};
 use tch::Tensor;
 
-use super::parallel::{self, POINTS};
 use super::topology::{NONE, Topology, has_vertex_twice};
 use super::tree::{Node, Tree};
 use super::triangle::{Part, Triangle};
 use super::vectors::{V3, add, dot, length, scaled, sub, unit};
 use super::winding::{Dipoles, UNSURE, exact};
-use super::{Mesh, points_of};
+use super::{Mesh, MeshReport, points_of};
+use crate::parallel::{self, POINTS};
 
 /// How inside and outside are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,8 @@ impl SignedDistance {
         }
         let topology = Topology::new(mesh);
         // A flat triangle has no side to be on, and hides the normal of its neighbour.
-        let inside = if topology.is_watertight() && topology.flat_faces == 0 {
+        let inside = if MeshReport::new(mesh, &topology).is_watertight() && topology.flat_faces == 0
+        {
             Inside::PseudoNormal(Normals::new(mesh, topology.across))
         } else if topology.odd_edges == 0 {
             Inside::RayParity

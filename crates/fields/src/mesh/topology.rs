@@ -116,14 +116,6 @@ impl Topology {
         this.euler = used - edges + faces;
         this
     }
-
-    /// Whether the surface is a closed 2-manifold whose triangles face one way.
-    pub(super) const fn is_watertight(&self) -> bool {
-        self.boundary_edges == 0
-            && self.non_manifold_edges == 0
-            && self.misoriented_edges == 0
-            && self.pinched_vertices == 0
-    }
 }
 
 /// The next corner of the same triangle.

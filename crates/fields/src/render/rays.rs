@@ -12,12 +12,13 @@ pub struct Rays {
 }
 
 impl Rays {
-    /// Rays of points and directions, `[rays, 3]` each.
+    /// Rays of points and directions, `[rays, 3]` each, of one floating-point kind.
     ///
     /// # Errors
     /// [`Error::Shape`] for other sizes or kinds.
     pub fn new(origins: Tensor, dirs: Tensor) -> Result<Self> {
         check::shape("origins", &origins, &[None, Some(3)])?;
+        check::floating("origins", &origins)?;
         check::shape("dirs", &dirs, &[Some(origins.size()[0]), Some(3)])?;
         check::kind("dirs", &dirs, origins.kind())?;
         Ok(Self { origins, dirs })
@@ -177,13 +178,7 @@ impl Camera {
     pub fn validate(&self) -> Result<()> {
         check::positive("width", self.width)?;
         check::positive("height", self.height)?;
-        if self.focal > 0.0 && self.focal.is_finite() {
-            return Ok(());
-        }
-        Err(Error::config(
-            "focal",
-            format!("must be above 0, got {}", self.focal),
-        ))
+        check::above_zero("focal", self.focal)
     }
 
     /// Rays through all pixels, row by row: directions have -1 along the camera's z.
@@ -193,6 +188,7 @@ impl Camera {
     /// # Errors
     /// Those of [`rays_through`](Self::rays_through).
     pub fn rays(&self, pose: &Tensor) -> Result<Rays> {
+        self.validate()?;
         let places = Tensor::arange(self.width * self.height, (Kind::Int64, pose.device()));
         let row = places.divide_scalar_mode(self.width, "floor");
         let column = places.remainder(self.width);

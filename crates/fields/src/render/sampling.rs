@@ -17,7 +17,7 @@ pub fn even(rays: i64, count: i64, last: f64, kind: Kind) -> Tensor {
 pub fn steps(near: &Tensor, far: &Tensor, count: i64) -> Result<Tensor> {
     check::positive("count", count)?;
     check::shape("near", near, &[None])?;
-    check::shape("far", far, &[Some(near.size()[0])])?;
+    check::same_shape("far", far, near)?;
     let share = Tensor::linspace(0.0, 1.0, count, (near.kind(), near.device()));
     let (near, far) = (near.unsqueeze(1), far.unsqueeze(1));
     Ok(near * (-&share + 1.0) + far * share)
@@ -28,12 +28,14 @@ pub fn steps(near: &Tensor, far: &Tensor, count: i64) -> Result<Tensor> {
 /// # Shapes
 /// `t` and `uniforms`: `[rays, count]` → `[rays, count]`, ascending as `t` is.
 /// # Errors
-/// [`densely_core::Error`] for other sizes.
+/// [`densely_core::Error`] for other sizes or kinds, or less than one distance.
 pub fn stratified(t: &Tensor, uniforms: &Tensor) -> Result<Tensor> {
     check::shape("t", t, &[None, None])?;
-    let size: Vec<Option<i64>> = t.size().into_iter().map(Some).collect();
-    check::shape("uniforms", uniforms, &size)?;
+    check::floating("t", t)?;
     let count = t.size()[1];
+    check::positive("count", count)?;
+    check::same_shape("uniforms", uniforms, t)?;
+    check::kind("uniforms", uniforms, t.kind())?;
     let middles = middles(t);
     let upper = Tensor::cat(&[&middles, &t.narrow(1, count - 1, 1)], 1);
     let lower = Tensor::cat(&[&t.narrow(1, 0, 1), &middles], 1);
@@ -51,13 +53,16 @@ fn middles(t: &Tensor) -> Tensor {
 /// # Shapes
 /// `t`, `weights`: `[rays, samples]`, at least 3 samples; `uniforms`: `[rays, more]` → `[rays, samples + more]`.
 /// # Errors
-/// [`densely_core::Error`] for other sizes.
+/// [`densely_core::Error`] for other sizes or kinds.
 pub fn hierarchical(t: &Tensor, weights: &Tensor, uniforms: &Tensor) -> Result<Tensor> {
     check::shape("t", t, &[None, None])?;
+    check::floating("t", t)?;
     let (rays, samples) = (t.size()[0], t.size()[1]);
     check::positive("samples - 2", samples - 2)?;
-    check::shape("weights", weights, &[Some(rays), Some(samples)])?;
+    check::same_shape("weights", weights, t)?;
+    check::kind("weights", weights, t.kind())?;
     check::shape("uniforms", uniforms, &[Some(rays), None])?;
+    check::kind("uniforms", uniforms, t.kind())?;
     let _no_grad = tch::no_grad_guard();
     let more = drawn(&middles(t), &weights.narrow(1, 1, samples - 2), uniforms);
     Ok(Tensor::cat(&[t, &more], 1).sort(1, false).0)

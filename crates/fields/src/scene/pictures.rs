@@ -9,7 +9,7 @@ use densely_core::{Error, Result};
 use image::{ImageError, ImageFormat, ImageReader, Limits};
 
 use super::{Colmap, Scene, Shot, Transforms, View};
-use crate::mesh::parallel;
+use crate::parallel;
 
 /// Endings that are tried where a frame's path has none.
 const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];

@@ -83,7 +83,7 @@ impl Transforms {
     /// Gives frame i of n the time i / (n - 1), where no frame has one: moving scenes whose file leaves it out.
     #[must_use]
     pub fn with_times(mut self) -> Self {
-        let last = (self.shots.len() - 1).max(1) as f64;
+        let last = self.shots.len().saturating_sub(1).max(1) as f64;
         if self.shots.iter().all(|shot| shot.time.is_none()) {
             for (i, shot) in self.shots.iter_mut().enumerate() {
                 shot.time = Some(i as f64 / last);

@@ -86,7 +86,8 @@ mod tests {
         }
         let steps = (1..len).map(|i| order.at(i).abs_diff(order.at(i - 1)) as f64);
         let mean = steps.sum::<f64>() / len as f64 / len as f64;
-        // Two uniform numbers are a third apart on average, with a standard deviation of 0.236.
-        assert!((mean - 1.0 / 3.0).abs() < 5.0 * 0.3 / 316.0, "{mean}");
+        // Two uniform numbers are a third apart on average, with a standard deviation of 0.236; 0.258 for means, since neighbouring steps
+        // share a number.
+        assert!((mean - 1.0 / 3.0).abs() < 5.0 * 0.26 / 316.0, "{mean}");
     }
 }

@@ -6,18 +6,13 @@ use densely_core::{Model, Result, Tensors, nn, seeded, weights};
 use densely_fields::cam::compress::{CodedSize, Exchanged, Quantiser, coded_size, model_size};
 use densely_fields::cam::{CamConfig, Grid, Modulation, Norm, TemporalConfig};
 use densely_fields::ffn::FfnConfig;
-use densely_testkit::{Golden, assert_bits, assert_close, goldens};
+use densely_testkit::{Golden, assert_bits, assert_close, assert_near, goldens};
 use densely_train::optim::{AdamConfig, GroupRule, OptimConfig};
 use serde::Deserialize;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
-
-fn assert_near(actual: &Tensor, expected: &Tensor, tolerance: f64) {
-    let largest = expected.abs().max().double_value(&[]);
-    assert_close(actual, expected, tolerance, tolerance * largest);
-}
 
 fn fill(param: &Tensor, values: &Tensor) {
     let _no_grad = tch::no_grad_guard();

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::f64::consts::TAU;
 
+use densely_core::registry::find;
 use densely_core::{Error, Result, seeded};
+use densely_fields::PRESETS;
 use densely_fields::fresh::{
     Candidate, Choice, FreshOptions, Network, SEARCHES, SIREN_BETAS, choose, coordinates, distance,
     is_counted, spectrum, spectrum_size, square,
@@ -396,15 +398,21 @@ fn searches_are_the_published_ones() {
         let ends = (values[0], values[values.len() - 1]);
         (search.network, search.setting, values.len(), ends)
     };
-    assert_eq!(of(0), ("siren", "omega", 20, (10.0, 200.0)));
-    assert_eq!(of(1), ("fourier", "sigma", 20, (1.0, 20.0)));
-    assert_eq!(of(2), ("finer", "first_bias_scale", 31, (0.0, 3.0)));
-    assert_eq!(of(3), ("finer", "omega", 20, (10.0, 200.0)));
+    assert_eq!(of(0), ("siren-fresh", "first_omega", 20, (10.0, 200.0)));
+    assert_eq!(of(1), ("ffn-fresh", "sigma", 20, (1.0, 20.0)));
+    assert_eq!(of(2), ("finer", "first_bias", 31, (0.0, 3.0)));
+    assert_eq!(of(3), ("finer", "first_omega", 20, (10.0, 200.0)));
     assert_eq!(SEARCHES.len(), 4);
     for search in SEARCHES {
         let steps = search.values.windows(2).map(|pair| pair[1] - pair[0]);
         let step = search.values[1] - search.values[0];
         assert!(steps.into_iter().all(|other| (other - step).abs() < 1e-9));
+        let preset = find(PRESETS, search.network).expect("a preset");
+        let config = (preset.config)();
+        let fixed = search.fixed.iter().map(|(field, _)| *field);
+        for field in fixed.chain([search.setting]) {
+            assert!(config.get(field).is_some(), "{}: {field}", search.network);
+        }
     }
     assert_eq!(SIREN_BETAS.len(), 12);
 }

@@ -6,7 +6,7 @@ use densely_fields::hashgrid::{
     Growth, HashFieldConfig, HashGrid, HashGridConfig, NgpConfig, NgpHeadConfig,
 };
 use densely_fields::planes::{KPlanesConfig, PlanesConfig};
-use densely_testkit::{Golden, assert_bits, assert_close, goldens};
+use densely_testkit::{Golden, assert_bits, assert_close, assert_near, goldens};
 use densely_torch_ext::fused::PlainPaths;
 use tch::nn::{Path, VarStore};
 use tch::{Device, Kind, Tensor};
@@ -16,12 +16,6 @@ const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 fn largest(xs: &Tensor) -> f64 {
     xs.abs().max().double_value(&[])
-}
-
-/// To `tolerance` of the largest value.
-#[track_caller]
-fn assert_near(actual: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_close(actual, expected, tolerance, tolerance * largest(expected));
 }
 
 /// A model of `kind` with the golden's weights, or fresh ones.
@@ -483,6 +477,18 @@ fn planes_equal_torch() -> Result<()> {
             assert_gradients(&golden, &vs, &coords, tolerance);
         }
     }
+    Ok(())
+}
+
+#[test]
+fn planes_of_one_moment_have_nothing_to_smooth() -> Result<()> {
+    let config = PlanesConfig {
+        resolution: vec![4, 4, 4, 1],
+        ..PlanesConfig::default()
+    };
+    let (_vs, planes) = build(Kind::Float, None, |vs| config.build(vs))?;
+    assert_bits(&planes.time_smoothness(), &Tensor::zeros([], FLOAT));
+    assert!(planes.total_variation().double_value(&[]) > 0.0);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use densely_fields::ffn::FfnConfig;
 use densely_fields::finer::FinerConfig;
 use densely_fields::siren::{SirenConfig, SirenForm};
 use densely_fields::wire::WireConfig;
-use densely_testkit::{Golden, assert_bits, assert_close, goldens};
+use densely_testkit::{Golden, assert_bits, assert_close, assert_near, goldens};
 use tch::nn::{Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
@@ -29,12 +29,6 @@ fn kind_of(golden: &Golden) -> (Kind, f64) {
         "float64" => (Kind::Double, 1e-9),
         _ => (Kind::Float, 1e-5),
     }
-}
-
-/// To `tolerance` of the largest value.
-fn assert_near(actual: &Tensor, expected: &Tensor, tolerance: f64) {
-    let largest = expected.abs().max().double_value(&[]);
-    assert_close(actual, expected, tolerance, tolerance * largest);
 }
 
 fn values(model: &dyn Model, coords: &Tensor) -> Result<Tensor> {
@@ -138,73 +132,6 @@ fn weights_start_within_their_bounds_and_fill_them() -> Result<()> {
         assert_eq!(grid.size(), [1, 2, 32, 32]);
         assert_bits(&grid.select(1, 0), &grid.select(1, 0).ones_like());
         assert_bits(&grid.select(1, 1), &grid.select(1, 1).zeros_like());
-    }
-    Ok(())
-}
-
-/// Parameters and multiply-accumulates as the sources count them.
-#[test]
-fn presets_have_the_published_sizes() -> Result<()> {
-    type Build = fn(&Path) -> Result<Box<dyn Model>>;
-    let rows: [(&str, Build, u64, u64, u64); 7] = [
-        (
-            "ffn-image",
-            |vs| Ok(Box::new(FfnConfig::ffn_image().build(vs)?)),
-            263_683,
-            FfnConfig::ffn_image().macs(),
-            262_912,
-        ),
-        (
-            "cam-image",
-            |vs| Ok(Box::new(FfnConfig::cam_image().build(vs)?)),
-            269_827,
-            FfnConfig::cam_image().macs(),
-            262_912,
-        ),
-        (
-            "ffn-fresh",
-            |vs| Ok(Box::new(FfnConfig::ffn_fresh().build(vs)?)),
-            198_147,
-            FfnConfig::ffn_fresh().macs(),
-            197_376,
-        ),
-        (
-            "siren",
-            |vs| Ok(Box::new(SirenConfig::siren().build(vs)?)),
-            198_915,
-            SirenConfig::siren().macs(),
-            197_888,
-        ),
-        (
-            "siren-fresh",
-            |vs| Ok(Box::new(SirenConfig::siren_fresh().build(vs)?)),
-            198_915,
-            SirenConfig::siren_fresh().macs(),
-            197_888,
-        ),
-        (
-            "finer",
-            |vs| Ok(Box::new(FinerConfig::finer().build(vs)?)),
-            198_915,
-            FinerConfig::finer().macs(),
-            197_888,
-        ),
-        (
-            "wire",
-            |vs| Ok(Box::new(WireConfig::wire().build(vs)?)),
-            199_287,
-            WireConfig::wire().macs(),
-            4 * 3 * 181 * 181 + 181 * (2 + 2 * 3),
-        ),
-    ];
-    for (name, build, params, macs, expected) in rows {
-        let vs = VarStore::new(Device::Cpu);
-        let model = seeded(0, || build(&vs.root()))?;
-        nn::check_names(&vs)?;
-        assert_eq!(nn::parameter_count(&vs), params, "{name}");
-        assert_eq!(macs, expected, "{name}");
-        let coords = Tensor::rand([5, 2], tch::kind::FLOAT_CPU);
-        assert_eq!(values(model.as_ref(), &coords)?.size(), [5, 3], "{name}");
     }
     Ok(())
 }

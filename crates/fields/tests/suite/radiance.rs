@@ -7,14 +7,18 @@ use densely_fields::mip_nerf::{self, MipNerf, MipNerfConfig};
 use densely_fields::nerf::{NerfConfig, WarpConfig};
 use densely_fields::render::Background;
 use densely_fields::render::rays::Rays;
-use densely_testkit::{Golden, assert_bits, goldens};
+use densely_testkit::{Golden, assert_bits, assert_near, goldens};
 use tch::nn::{Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
-use crate::rendering::{assert_near, tolerance_of};
+use crate::rendering::tolerance_of;
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 const SINGLE: (Kind, Device) = tch::kind::FLOAT_CPU;
+
+fn random(size: &[i64], seed: i64) -> Tensor {
+    seeded(seed, || Tensor::rand(size, SINGLE))
+}
 
 /// The model with the golden's weights, under the reference's names and no others.
 fn loaded<M>(golden: &Golden, build: impl FnOnce(&Path) -> Result<M>) -> Result<(VarStore, M)> {
@@ -134,6 +138,12 @@ fn draws_follow_the_weights() -> Result<()> {
     // Blurred: 0, 0, 1/2, 1.
     let expected = Tensor::from_slice(&[2.0, 2.75, 3.25, 3.625, 4.0]).view([1, 5]);
     assert_near(&drawn, &expected, 1e-6);
+    // Sizes that fit, in another kind.
+    let single = t.to_kind(Kind::Float);
+    for (t, jitter, name) in [(&single, &t, "`t`"), (&t, &single, "`jitter`")] {
+        let error = mip_nerf::resample(t, &wall, Some(jitter), 0.0).expect_err(name);
+        assert!(error.to_string().contains(name), "{error}");
+    }
     Ok(())
 }
 
@@ -194,12 +204,12 @@ fn weights_start_as_nerfaccs() -> Result<()> {
     let powers: Vec<i64> = (0..10).map(|i| 1 << i).collect();
     assert_bits(&scales, &Tensor::from_slice(&powers));
     // Grids that scale by 1 and shift by 0 change nothing.
-    let (plain, same) = (VarStore::new(Device::Cpu), Tensor::rand([5, 3], SINGLE));
+    let (plain, same) = (VarStore::new(Device::Cpu), random(&[5, 3], 0));
     let without = seeded(0, || NerfConfig::t_nerf().build(&plain.root()))?;
     let with = seeded(0, || {
         NerfConfig::t_nerf_cam().build(&VarStore::new(Device::Cpu).root())
     })?;
-    let time = Tensor::rand([5, 1], SINGLE);
+    let time = random(&[5, 1], 1);
     let values = [&without, &with].map(|model| model.forward(&same, &same, Some(&time)));
     let [without, with] = values;
     assert_near(&with?, &without?, 1e-6);
@@ -210,7 +220,7 @@ fn weights_start_as_nerfaccs() -> Result<()> {
 fn the_density_alone_is_that_of_the_whole_network() -> Result<()> {
     let vs = VarStore::new(Device::Cpu);
     let model = seeded(0, || NerfConfig::t_nerf_cam().build(&vs.root()))?;
-    let (coords, time) = (Tensor::rand([40, 3], SINGLE), Tensor::rand([40, 1], SINGLE));
+    let (coords, time) = (random(&[40, 3], 0), random(&[40, 1], 1));
     let values = model.forward(&coords, &coords, Some(&time))?;
     let density = model.density(&coords, Some(&time))?;
     assert_eq!(density.size(), [40]);
@@ -229,7 +239,7 @@ fn the_density_alone_is_that_of_the_whole_network() -> Result<()> {
 fn wide_cones_do_not_see_detail() -> Result<()> {
     let vs = VarStore::new(Device::Cpu);
     let model: MipNerf = seeded(0, || MipNerfConfig::mip_nerf().build(&vs.root()))?;
-    let (coords, dirs) = (Tensor::rand([2, 3], SINGLE), Tensor::ones([2, 3], SINGLE));
+    let (coords, dirs) = (random(&[2, 3], 0), Tensor::ones([2, 3], SINGLE));
     let wide = model.forward(&coords, Some(&Tensor::full([2, 3], 1e3, SINGLE)), &dirs)?;
     assert_near(&wide.select(0, 0), &wide.select(0, 1), 1e-6);
     let sharp = model.forward(&coords, None, &dirs)?;

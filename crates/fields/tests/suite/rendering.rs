@@ -10,24 +10,13 @@ use densely_fields::occupancy::OccupancyConfig;
 use densely_fields::render::packed::Samples;
 use densely_fields::render::rays::Rays;
 use densely_fields::render::{Background, Rendered, VolumeRenderConfig, classic, dense};
-use densely_testkit::{Golden, assert_bits, assert_close, goldens};
+use densely_testkit::{Golden, assert_bits, assert_near, goldens};
 use densely_torch_ext::fused::PlainPaths;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
-
-/// To `tolerance` of the largest value.
-#[track_caller]
-pub(crate) fn assert_near(actual: &Tensor, expected: &Tensor, tolerance: f64) {
-    let largest = if expected.numel() == 0 {
-        0.0
-    } else {
-        expected.abs().max().double_value(&[])
-    };
-    assert_close(actual, expected, tolerance, tolerance * largest);
-}
 
 pub(crate) fn tolerance_of(golden: &Golden) -> (Kind, f64) {
     match golden.meta("dtype") {

@@ -3,7 +3,6 @@
 use densely_core::Preset;
 use densely_core::registry::find;
 use densely_core::weights;
-use densely_testkit::assert_close;
 use densely_vision::PRESETS;
 use serde_json::Value;
 use tch::nn::VarStore;
@@ -47,11 +46,6 @@ pub(crate) fn two_numbers(grad: &Tensor) -> Tensor {
 
 pub(crate) fn largest(xs: &Tensor) -> f64 {
     xs.abs().max().double_value(&[])
-}
-
-/// To `tolerance` of the largest value.
-pub(crate) fn assert_near(actual: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_close(actual, expected, tolerance, tolerance * largest(expected));
 }
 
 /// Compares parameters and multiply-accumulates of `count` presets with those that the reference's golden has, and shows each with its line to `also`.

@@ -2,13 +2,13 @@
 
 use densely_core::weights::{self, Strictness};
 use densely_core::{Model, Result, Tensors, nn, seeded};
-use densely_testkit::{Golden, assert_bits, assert_close, goldens};
+use densely_testkit::{Golden, assert_bits, assert_close, assert_near, goldens};
 use densely_vision::PoolFormerConfig;
 use densely_vision::poolformer::PoolFormer;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use crate::drawn::{assert_counts, assert_near, largest};
+use crate::drawn::{assert_counts, largest};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 

@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 
 use densely_core::weights::{self, Strictness};
 use densely_core::{Error, Model, Result, Tensors, seeded};
-use densely_testkit::Golden;
+use densely_testkit::{Golden, assert_near};
 use densely_vision::PoolFormerConfig;
 use densely_vision::poolformer::PoolFormer;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-
-use crate::drawn::assert_near;
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 

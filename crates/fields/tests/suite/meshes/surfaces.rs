@@ -215,6 +215,11 @@ fn grids_without_a_surface_are_explained() {
         error.contains("[5] or [5, 1]") && error.contains("[5, 3]"),
         "{error}"
     );
+    let error = config
+        .surface_of([2, usize::MAX, 2], 5, wide)
+        .expect_err("points without number")
+        .to_string();
+    assert!(error.contains("`points`"), "{error}");
     let flat = MarchingConfig {
         upper: [0.9, -0.9, 0.9],
         ..config

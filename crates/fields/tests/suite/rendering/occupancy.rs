@@ -5,11 +5,11 @@ use densely_core::{Result, seeded};
 use densely_fields::occupancy::{OccupancyConfig, OccupancyGrid};
 use densely_fields::render::packed::Samples;
 use densely_fields::render::rays::{Aabb, Rays};
-use densely_testkit::{Golden, assert_bits};
+use densely_testkit::{Golden, assert_bits, assert_near};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use super::{DOUBLE, HERE, assert_names, assert_near};
+use super::{DOUBLE, HERE, assert_names};
 
 #[test]
 fn updates_of_the_grid_are_nerfaccs() -> Result<()> {

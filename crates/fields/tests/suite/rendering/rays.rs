@@ -3,10 +3,10 @@
 use densely_core::Result;
 use densely_fields::render::rays::{Aabb, Camera, Rays};
 use densely_fields::render::sampling;
-use densely_testkit::{Golden, assert_bits};
-use tch::{Kind, Tensor};
+use densely_testkit::{Golden, assert_bits, assert_near};
+use tch::{Device, Kind, Tensor};
 
-use super::{DOUBLE, HERE, assert_names, assert_near};
+use super::{DOUBLE, HERE, assert_names};
 
 #[test]
 fn cameras_send_rays_through_the_middles_of_pixels() -> Result<()> {
@@ -94,6 +94,8 @@ fn distances_are_drawn_as_in_nerfs_first_code() -> Result<()> {
 fn what_does_not_fit_is_named() -> Result<()> {
     let reals = |count| Tensor::zeros([count], DOUBLE);
     assert_names(Rays::new(reals(3), reals(3)).map(drop), "`origins`");
+    let whole = || Tensor::ones([2, 3], (Kind::Int64, Device::Cpu));
+    assert_names(Rays::new(whole(), whole()).map(drop), "`origins`");
     let rays = Rays::new(Tensor::zeros([2, 3], DOUBLE), Tensor::ones([2, 3], DOUBLE))?;
     assert_names(rays.meet(&Aabb::centred(0.0), 0.0, 1.0).map(drop), "`aabb`");
     assert_names(Camera::from_angle(0, 4, 0.6).map(drop), "`width`");
@@ -103,6 +105,12 @@ fn what_does_not_fit_is_named() -> Result<()> {
         camera.rays(&Tensor::zeros([2, 4], DOUBLE)).map(drop),
         "`pose`",
     );
+    let empty = Camera {
+        width: -1,
+        ..camera
+    };
+    let pose = Tensor::eye(4, DOUBLE);
+    assert_names(empty.rays(&pose).map(drop), "`width`");
     let xs = Tensor::zeros([2, 3], DOUBLE);
     let narrow = xs.narrow(1, 0, 2);
     assert_names(sampling::steps(&reals(2), &reals(3), 4).map(drop), "`far`");
@@ -118,6 +126,22 @@ fn what_does_not_fit_is_named() -> Result<()> {
     assert_names(
         sampling::hierarchical(&narrow, &narrow, &xs).map(drop),
         "samples",
+    );
+    let none = xs.narrow(1, 0, 0);
+    assert_names(sampling::stratified(&none, &none).map(drop), "`count`");
+    let single = xs.to_kind(Kind::Float);
+    assert_names(sampling::stratified(&xs, &single).map(drop), "`uniforms`");
+    assert_names(
+        sampling::hierarchical(&xs, &single, &xs).map(drop),
+        "`weights`",
+    );
+    assert_names(
+        sampling::hierarchical(&xs, &xs, &single).map(drop),
+        "`uniforms`",
+    );
+    assert_names(
+        sampling::hierarchical(&whole(), &whole(), &whole()).map(drop),
+        "`t`",
     );
     Ok(())
 }
