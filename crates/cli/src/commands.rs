@@ -1,6 +1,7 @@
 //! One module per command.
 
 pub(crate) mod ctr;
+pub(crate) mod field;
 pub(crate) mod forecast;
 pub(crate) mod forward;
 pub(crate) mod models;

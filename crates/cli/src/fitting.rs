@@ -109,6 +109,8 @@ struct Watch<'a> {
     folder: &'a Path,
     quiet: bool,
     bar: Option<Bar>,
+    /// Says a score in words.
+    words: Option<fn(f64) -> String>,
 }
 
 impl<'a> Watch<'a> {
@@ -118,6 +120,7 @@ impl<'a> Watch<'a> {
             folder,
             quiet: common.quiet,
             bar: None,
+            words: None,
         }
     }
 
@@ -149,6 +152,9 @@ impl<'a> Watch<'a> {
             } => {
                 let best = if *improved { "(best)" } else { "" };
                 tracing::debug!("epoch {epoch}: score {score} {best}");
+                if let (Some(bar), Some(words)) = (&self.bar, self.words) {
+                    bar.say(words(*score));
+                }
             }
         }
     }
@@ -166,7 +172,18 @@ pub(crate) fn watched<T>(
     common: &Common,
     fit: impl FnOnce(&mut dyn FnMut(&Event)) -> Result<T>,
 ) -> Result<T> {
+    watched_with(options, common, None, fit)
+}
+
+/// As [`watched`]; the bar says each score in words.
+pub(crate) fn watched_with<T>(
+    options: &FitOptions,
+    common: &Common,
+    words: Option<fn(f64) -> String>,
+    fit: impl FnOnce(&mut dyn FnMut(&Event)) -> Result<T>,
+) -> Result<T> {
     let mut watch = Watch::new(options.seed, options.folder, common);
+    watch.words = words;
     let outcome = fit(&mut |event| watch.see(event))?;
     watch.finish();
     Ok(outcome)

@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use densely_core::{Device, Error, Result};
 use tracing_subscriber::EnvFilter;
 
-/// Deep learning with MLP-like models on tables, series, clicks and pictures: train, evaluate, apply.
+/// Deep learning with MLP-like models on tables, series, clicks, pictures and fields: train, evaluate, apply.
 ///
 /// Exit status: 0 the work is done, 1 it failed, 2 the arguments are wrong, 141 the reader of its output closed the pipe.
 #[derive(Debug, Parser)]
@@ -75,6 +75,9 @@ enum Command {
     Vision(commands::vision::Command),
     /// Take noise, blur or rain out of pictures of any size.
     Restore(commands::restore::Arguments),
+    /// Fit a network to a picture, sound, film, surface or scene, and render it.
+    #[command(subcommand)]
+    Field(commands::field::Command),
     /// Answer prediction requests over HTTP with a fitted run.
     #[cfg(feature = "serve")]
     Serve(commands::serve::Arguments),
@@ -150,6 +153,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Ctr(command) => commands::ctr::run(command, common),
         Command::Vision(command) => commands::vision::run(command, common),
         Command::Restore(arguments) => commands::restore::run(arguments, common),
+        Command::Field(command) => commands::field::run(command, common),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => commands::serve::run(arguments, common),
     }

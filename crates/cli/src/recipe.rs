@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use densely_core::{Error, Result};
+use densely_fields::fit::{DataSettings, FieldSettings};
 use densely_recsys::CtrSettings;
 use densely_tabular::settings::FitSettings;
 use densely_timeseries::forecast::ForecastSettings;
@@ -13,13 +14,14 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 /// Domains whose recipes train.
-const DOMAINS: [&str; 6] = [
+const DOMAINS: [&str; 7] = [
     "tabular",
     "timeseries",
     FORECAST,
     "recsys",
     "vision",
     "restoration",
+    "fields",
 ];
 /// The domain of own tables of series, whose settings are those of `densely forecast fit`.
 const FORECAST: &str = "forecast";
@@ -223,6 +225,7 @@ impl Recipe {
                 Some(FORECAST) => &["forecast.epoch_windows=512"],
                 Some("vision") => &["data.train_limit=512", "data.test_limit=512"],
                 Some("restoration") => &["train.epoch_squares=16", "data.test_limit=2"],
+                Some("fields") => &["train.epoch_steps=2"],
                 _ => &[],
             };
             let pictures = matches!(domain, Some("vision" | "restoration"));
@@ -364,6 +367,61 @@ impl Recipe {
         settings(data, model.clone(), train, path)
     }
 
+    /// The files of a recipe of the domain `fields`: `data.files`, or `data.file` alone.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when there is none, or both are named.
+    pub(crate) fn signals(&self, path: &Path) -> Result<Vec<String>> {
+        let wrong = || {
+            let reason = "`data` must hold `file`, a path, or `files`, a list of paths";
+            Error::corrupt(path, reason)
+        };
+        match (self.data.get("file"), self.data.get("files")) {
+            (Some(Value::String(file)), None) => Ok(vec![file.clone()]),
+            (None, Some(Value::Array(files))) if !files.is_empty() => files
+                .iter()
+                .map(|file| file.as_str().map(str::to_owned).ok_or_else(wrong))
+                .collect(),
+            _ => Err(wrong()),
+        }
+    }
+
+    /// The settings of a fit to one of the [`signals`](Self::signals), with `changes`: where neither says anything, those that are suggested for the model.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with TOML's own words for an unknown or ill-typed setting; [`Error::Config`] for changes of `[forecast]`.
+    pub(crate) fn field_settings(
+        &self,
+        changes: &Changes,
+        file: &str,
+        path: &Path,
+    ) -> Result<FieldSettings> {
+        if !changes.forecast.is_empty() {
+            return Err(self.no_forecast("compare.models.forecast"));
+        }
+        let wrong = |e: &toml::de::Error| Error::corrupt(path, sentence(e));
+        let mut data = self.data.clone();
+        for name in ["dataset", "files", "file"] {
+            data.remove(name);
+        }
+        merge(&mut data, changes.data.clone());
+        data.insert("file".to_owned(), Value::String(file.to_owned()));
+        let data: DataSettings = data.try_into().map_err(|e| wrong(&e))?;
+        let model = changes.model.as_ref().unwrap_or(&self.model);
+        let preset = model.get("preset").and_then(Value::as_str);
+        let suggested = FieldSettings::suggest(data, preset)?;
+        let as_text = |e: toml::ser::Error| Error::config("settings", e.to_string());
+        let mut table = Table::try_from(&suggested).map_err(as_text)?;
+        for (name, own) in [("model", model), ("train", &self.train), ("train", &changes.train)] {
+            if let Some(Value::Table(table)) = table.get_mut(name) {
+                for (key, value) in own {
+                    replace(table, key, value);
+                }
+            }
+        }
+        table.try_into().map_err(|e| wrong(&e))
+    }
+
     /// The settings with another model and changes of the training.
     ///
     /// # Errors
@@ -475,6 +533,20 @@ fn merge(base: &mut Table, changes: Table) {
             (_, value) => {
                 base.insert(key, value);
             }
+        }
+    }
+}
+
+/// Puts a setting of a recipe in place of a suggested one. Tables are merged, but for those that choose a kind by `name`, which say all of it.
+fn replace(table: &mut Table, key: &str, value: &Value) {
+    match (table.get_mut(key), value) {
+        (Some(Value::Table(base)), Value::Table(own)) if !own.contains_key("name") => {
+            for (key, value) in own {
+                replace(base, key, value);
+            }
+        }
+        _ => {
+            table.insert(key.to_owned(), value.clone());
         }
     }
 }

@@ -18,7 +18,8 @@
 //! | preset | sizes | parameters | MACs per point |
 //! | --- | --- | ---: | ---: |
 //! | `gnf-image` | 2-D grids of 106,038 values, 64 kernels, 3 values | 108,601 | 2,496 |
-//! | none: [`GnfConfig::sdf`] | 3-D grids of 3,512,420 values, 64 kernels, 1 value | 3,514,853 | 2,368 |
+//! | `gnf-sdf` | 3-D grids of 3,512,420 values, 64 kernels, 1 value | 3,514,853 | 2,368 |
+//! | `gnf-radiance` | the same grids, 32 kernels, 49 values that give density and colour | 3,515,221 | 2,720 |
 //! | `gnf-decoder` | 64 kernels on 18 features, 3 values | 2,563 | 2,496 |
 
 mod decoder;
@@ -34,7 +35,7 @@ use crate::cam::named;
 
 pub use decoder::{Kernel, MlpDecoder, MlpDecoderConfig, RbfDecoder, RbfDecoderConfig};
 pub use encoder::{DifGrid, DifGridConfig, Tiling};
-pub use radiance::{DISTANCE_SCALE, Radiance, radiance};
+pub use radiance::{DISTANCE_SCALE, GnfRadiance, Radiance, radiance};
 
 /// What turns features into values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,7 +72,7 @@ impl GnfConfig {
         Self::default()
     }
 
-    /// For signed distances, with grids sized to the 3.5 million values that the authors report for it. The resolutions
+    /// Preset `gnf-sdf`: signed distances, with grids sized to the 3.5 million values that the authors report for it. The resolutions
     /// are those of the picture scaled by [`DifGridConfig::sized`].
     pub fn sdf() -> Self {
         Self {
@@ -87,7 +88,8 @@ impl GnfConfig {
         }
     }
 
-    /// A radiance field with the grids of [`sdf`](Self::sdf): 32 kernels give density and spherical harmonics, for [`radiance`].
+    /// Preset `gnf-radiance`: a radiance field with the grids of [`sdf`](Self::sdf), where 32 kernels give density and spherical harmonics, for [`radiance`].
+    /// [`GnfRadiance`] is the model.
     pub fn radiance() -> Self {
         Self {
             decoder: DecoderConfig::Rbf(RbfDecoderConfig {

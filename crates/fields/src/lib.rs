@@ -4,6 +4,8 @@ pub mod cam;
 pub mod encodings;
 pub mod ffn;
 pub mod finer;
+#[cfg(feature = "image")]
+pub mod fit;
 pub mod fresh;
 pub mod gnf;
 pub mod hashgrid;

@@ -7,8 +7,8 @@ use serde_json::json;
 use crate::cam::CamConfig;
 use crate::ffn::FfnConfig;
 use crate::finer::FinerConfig;
-use crate::gnf::{GnfConfig, RbfDecoderConfig};
-use crate::hashgrid::HashFieldConfig;
+use crate::gnf::{GnfConfig, GnfRadiance, RbfDecoderConfig};
+use crate::hashgrid::{HashFieldConfig, NgpConfig};
 use crate::mip_nerf::MipNerfConfig;
 use crate::nerf::NerfConfig;
 use crate::render::VolumeRenderConfig;
@@ -157,6 +157,34 @@ pub static PRESETS: &[Preset] = &[
         GnfConfig::image()
     ),
     row!(
+        GnfConfig,
+        "gnf-sdf",
+        GNF,
+        POINTS,
+        VALUES,
+        3_514_853,
+        2_368,
+        GnfConfig::sdf()
+    ),
+    Preset {
+        name: "gnf-radiance",
+        domain: "fields",
+        paper: GNF,
+        params: 3_515_221,
+        macs: 2_720,
+        config: || json!(GnfConfig::radiance()),
+        inputs: SEEN,
+        outputs: RADIANCE,
+        weights: &[],
+        dropout: &[],
+        build: |config, vs| {
+            Ok(Box::new(GnfRadiance::build(
+                vs,
+                &parse_config::<GnfConfig>(config)?,
+            )?))
+        },
+    },
+    row!(
         RbfDecoderConfig,
         "gnf-decoder",
         GNF,
@@ -175,6 +203,16 @@ pub static PRESETS: &[Preset] = &[
         12_202_576,
         6_336,
         HashFieldConfig::hashgrid()
+    ),
+    row!(
+        NgpConfig,
+        "ngp",
+        NGP,
+        SEEN,
+        RADIANCE,
+        12_205_648,
+        9_408,
+        NgpConfig::default()
     ),
     row!(
         NerfConfig,

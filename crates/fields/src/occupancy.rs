@@ -326,10 +326,23 @@ impl OccupancyGrid {
         alpha_threshold: f64,
         density: impl FnOnce(&Samples) -> Result<Tensor>,
     ) -> Result<Samples> {
-        const LEAST_LIGHT: f64 = 1e-4;
         let samples = self.march(rays, near, far, jitter)?;
+        self.seen(&samples, alpha_threshold, density)
+    }
+
+    /// The second half of [`sample`](Self::sample): of samples that [`march`](Self::march) found the ones that are seen.
+    ///
+    /// # Errors
+    /// What `density` refuses, and [`Error::Shape`] when it gives another size.
+    pub fn seen(
+        &self,
+        samples: &Samples,
+        alpha_threshold: f64,
+        density: impl FnOnce(&Samples) -> Result<Tensor>,
+    ) -> Result<Samples> {
+        const LEAST_LIGHT: f64 = 1e-4;
         let _no_grad = tch::no_grad_guard();
-        let sigma = density(&samples)?;
+        let sigma = density(samples)?;
         let seen = samples.visible(&sigma, LEAST_LIGHT, alpha_threshold.min(self.mean()))?;
         samples.keep(&seen)
     }

@@ -20,9 +20,10 @@ use std::path::Path;
 use densely_core::{Error, Result, check};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::render::rays::{Aabb, Rays};
+use crate::render::rays::{Aabb, Camera, Rays};
 
 pub use colmap::Colmap;
 pub use lens::{Lens, Optics};
@@ -43,7 +44,8 @@ pub struct Shot {
 }
 
 /// A camera and its moment.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct View {
     /// What to call it in front of people: the picture's path.
     pub name: String,
@@ -220,10 +222,25 @@ impl Scene {
     /// # Errors
     /// As [`pixels`](Self::pixels).
     pub fn draw(&self, count: usize, seed: u64) -> Result<Pixels> {
+        let all: Vec<usize> = (0..self.views.len()).collect();
+        self.draw_of(&all, count, seed)
+    }
+
+    /// As [`draw`](Self::draw), of some views, such as those that are not held out.
+    ///
+    /// # Errors
+    /// As [`pixels`](Self::pixels), and [`Error::Config`] without a view.
+    pub fn draw_of(&self, views: &[usize], count: usize, seed: u64) -> Result<Pixels> {
+        if views.is_empty() {
+            return Err(Error::config("views", "must name a view to draw from"));
+        }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let sizes = [self.views.len(), self.height, self.width];
+        let sizes = [views.len(), self.height, self.width];
         let places: Vec<[usize; 3]> = (0..count)
-            .map(|_| sizes.map(|size| rng.random_range(0..size)))
+            .map(|_| {
+                let [place, row, column] = sizes.map(|size| rng.random_range(0..size));
+                [views[place], row, column]
+            })
             .collect();
         self.pixels(&places)
     }
@@ -274,6 +291,59 @@ impl View {
             return Err(Error::data("", reason));
         };
         Ok(self.pose.turn(direction))
+    }
+
+    /// Rays through the middles of all pixels, row by row: f32; directions have -1 along the camera's z.
+    ///
+    /// # Errors
+    /// Those of [`direction`](Self::direction).
+    pub fn rays(&self) -> Result<Rays> {
+        let Lens { width, height, .. } = self.lens;
+        let mut dirs: Vec<f32> = Vec::with_capacity(3 * width * height);
+        for place in 0..width * height {
+            let direction = self.direction(place / width, place % width)?;
+            dirs.extend(direction.map(|x| x as f32));
+        }
+        let origin = Tensor::from_slice(&self.pose.origin().map(|x| x as f32));
+        let dirs = Tensor::from_slice(&dirs).view([-1, 3]);
+        Rays::new(origin.expand_as(&dirs).contiguous(), dirs)
+    }
+
+    /// Radius at distance 1 of the cone that stands for a pixel, in units of [`rays`](Self::rays)' directions; see [`Camera::radius`].
+    pub fn pixel_radius(&self) -> f64 {
+        let camera = Camera {
+            width: self.lens.width as i64,
+            height: self.lens.height as i64,
+            focal: self.lens.focal[0],
+        };
+        camera.radius()
+    }
+
+    /// The same camera with pictures of another size that show all that its own do: where the sides' ratio differs, they show more along one of them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a size of 0.
+    pub fn resized(&self, height: usize, width: usize) -> Result<Self> {
+        let old = self.lens;
+        let scale = (height as f64 / old.height as f64).min(width as f64 / old.width as f64);
+        let moved = |centre: f64, old: usize, new: usize| {
+            (centre - old as f64 / 2.0) * scale + new as f64 / 2.0
+        };
+        let lens = Lens {
+            width,
+            height,
+            focal: old.focal.map(|focal| focal * scale),
+            centre: [
+                moved(old.centre[0], old.width, width),
+                moved(old.centre[1], old.height, height),
+            ],
+            ..old
+        };
+        lens.validate()?;
+        Ok(Self {
+            lens,
+            ..self.clone()
+        })
     }
 
     /// Whether a ray meets the box, starting with that of the middle pixel.

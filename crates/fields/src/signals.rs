@@ -21,7 +21,7 @@ pub use frames::stack_frames;
 #[cfg(feature = "image")]
 pub use frames::{frame_files, read_frames};
 use permutation::Permutation;
-pub use wav::{Sound, decode_wav, read_wav};
+pub use wav::{Sound, decode_wav, read_wav, write_wav};
 
 /// How place `i` of `n` along an axis becomes a coordinate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

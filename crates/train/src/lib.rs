@@ -7,6 +7,7 @@ pub mod amp;
 pub mod average;
 pub mod calibration;
 pub mod event;
+pub mod fidelity;
 pub mod graph;
 pub mod machine;
 pub mod metrics;

@@ -6,6 +6,9 @@
 pub struct Bar {
     #[cfg(feature = "progress")]
     bar: indicatif::ProgressBar,
+    /// What was said last of how good it is.
+    #[cfg(feature = "progress")]
+    score: std::cell::RefCell<String>,
 }
 
 #[cfg(feature = "progress")]
@@ -17,6 +20,7 @@ impl Bar {
         if quiet || !std::io::stderr().is_terminal() {
             return Self {
                 bar: indicatif::ProgressBar::hidden(),
+                score: std::cell::RefCell::default(),
             };
         }
         let bar = indicatif::ProgressBar::new(total).with_position(done);
@@ -25,7 +29,15 @@ impl Bar {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.reset_eta();
-        Self { bar }
+        Self {
+            bar,
+            score: std::cell::RefCell::default(),
+        }
+    }
+
+    /// Says how good it is, such as `31.2 dB`; shown from the next step on.
+    pub fn say(&self, score: String) {
+        self.score.replace(score);
     }
 
     /// Shows where the run stands (`epoch` counted from 0, shown from 1); cheap enough for every step.
@@ -34,8 +46,13 @@ impl Bar {
             return;
         }
         self.bar.set_prefix(format!("epoch {}", epoch + 1));
-        self.bar
-            .set_message(loss.map_or_else(String::new, |loss| format!("loss {loss:.4}, ")));
+        let mut words = loss.map_or_else(String::new, |loss| format!("loss {loss:.4}, "));
+        let score = self.score.borrow();
+        if !score.is_empty() {
+            words += &score;
+            words += ", ";
+        }
+        self.bar.set_message(words);
         self.bar.set_position(step);
     }
 
@@ -51,6 +68,9 @@ impl Bar {
     pub const fn new(_total: u64, _done: u64, _quiet: bool) -> Self {
         Self {}
     }
+
+    /// Nothing.
+    pub fn say(&self, _score: String) {}
 
     /// Nothing.
     pub const fn update(&self, _epoch: u64, _step: u64, _loss: Option<f64>) {}

@@ -36,6 +36,13 @@ pub trait Task {
     /// # Errors
     /// Those of the model.
     fn loss(&self, batch: &Self::Batch, step: u64, piece: u64) -> Result<Tensor>;
+    /// Called behind each step with the number of steps made, for those who look on: pictures of a training that goes on.
+    ///
+    /// # Errors
+    /// Whatever the task cannot do; it ends the training.
+    fn made(&self, _steps: u64) -> Result<()> {
+        Ok(())
+    }
     /// What is saved of the last step of a training that diverged.
     fn tensors(batch: Self::Batch) -> Tensors;
     /// Parameters that learn by settings of their own.
@@ -170,6 +177,7 @@ impl Loop<'_> {
                 if let Err(error) = run.log_step(&loss, norm.as_ref(), lr) {
                     return Err(run.with_batch(error, || last.take().map(T::tensors)));
                 }
+                task.made(run.progress().step)?;
                 observe(&Event::Step {
                     epoch,
                     step: run.progress().step,

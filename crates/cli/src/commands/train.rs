@@ -1,6 +1,7 @@
 //! `densely train`: a recipe, every seed of it.
 
 mod ctr;
+mod fields;
 pub(super) mod forecast;
 mod panel;
 mod restoration;
@@ -69,6 +70,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         "forecast" => panel::run(arguments, &recipe, common),
         "vision" => vision::run(arguments, &recipe, common),
         "restoration" => restoration::run(arguments, &recipe, common),
+        "fields" => fields::run(arguments, &recipe, common),
         _ => run_tabular(arguments, &recipe, common),
     }
 }

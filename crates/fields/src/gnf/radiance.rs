@@ -1,8 +1,10 @@
 //! What a radiance field reads from the decoder's outputs.
 
-use densely_core::{Result, check};
+use densely_core::{Error, Model, Result, Tensors, check, registry};
 use tch::Tensor;
+use tch::nn::Path;
 
+use super::{DecoderConfig, Gnf, GnfConfig};
 use crate::encodings::spherical_harmonics;
 
 /// Coefficients of each colour channel: the spherical harmonics of degrees 0 to 3.
@@ -40,7 +42,7 @@ pub fn radiance(outputs: &Tensor, directions: &Tensor) -> Result<Radiance> {
         &[Some(outputs.size()[0]), Some(3)],
     )?;
     check::kind("directions", directions, outputs.kind())?;
-    let density = (outputs.select(1, 0) + DENSITY_SHIFT).softplus();
+    let density = density(outputs);
     let coefficients = outputs.narrow(1, 1, 3 * HARMONICS);
     let coefficients = coefficients.view([-1, 3, HARMONICS]);
     let harmonics = spherical_harmonics(directions, 4)?.unsqueeze(1); // [points, 1, harmonics]
@@ -49,4 +51,71 @@ pub fn radiance(outputs: &Tensor, directions: &Tensor) -> Result<Radiance> {
         density,
         colour: sums.sigmoid(),
     })
+}
+
+/// Density `[points]` of outputs `[points, 49]`.
+fn density(outputs: &Tensor) -> Tensor {
+    (outputs.select(1, 0) + DENSITY_SHIFT).softplus()
+}
+
+/// A GNF whose outputs are read as a radiance field; the preset `gnf-radiance`.
+#[derive(Debug)]
+pub struct GnfRadiance {
+    field: Gnf,
+}
+
+impl GnfRadiance {
+    /// Creates the parameters under `vs`, drawing from libtorch's global generator; they have the names of a [`Gnf`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field that is out of range; those of a radiance field are 3 coordinates and 49 outputs.
+    pub fn build(vs: &Path, config: &GnfConfig) -> Result<Self> {
+        let outputs = match &config.decoder {
+            DecoderConfig::Rbf(decoder) => decoder.outputs,
+            DecoderConfig::Mlp(decoder) => decoder.outputs,
+        };
+        for (field, expected, got) in [
+            ("encoder.dim", 3, config.encoder.dim),
+            ("decoder.outputs", OUTPUTS, outputs),
+        ] {
+            if got != expected {
+                let reason = format!("must be {expected} in a radiance field, got {got}");
+                return Err(Error::config(field, reason));
+            }
+        }
+        Ok(Self {
+            field: config.build(vs)?,
+        })
+    }
+
+    /// Density and colour of points `coords` `[points, 3]` in [-1, 1] seen along unit vectors `dirs` `[points, 3]`: see [`radiance`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a shape or kind does not fit.
+    pub fn forward(&self, coords: &Tensor, dirs: &Tensor) -> Result<Radiance> {
+        let outputs = self.field.forward(coords)?;
+        check::shape("dirs", dirs, &[Some(outputs.size()[0]), Some(3)])?;
+        check::kind("dirs", dirs, outputs.kind())?;
+        radiance(&outputs, dirs)
+    }
+
+    /// Density alone, `[points]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `coords` does not fit the config.
+    pub fn density(&self, coords: &Tensor) -> Result<Tensor> {
+        Ok(density(&self.field.forward(coords)?))
+    }
+}
+
+/// Densities are to be multiplied by [`DISTANCE_SCALE`].
+impl Model for GnfRadiance {
+    fn forward_named(&self, inputs: &Tensors, _train: bool) -> Result<Tensors> {
+        let [coords, dirs] = registry::take_inputs(inputs, ["coords", "dirs"])?;
+        let coords = coords.ok_or_else(|| check::absent("coords"))?;
+        let dirs = dirs.ok_or_else(|| check::absent("dirs"))?;
+        let Radiance { density, colour } = self.forward(coords, dirs)?;
+        let values = Tensor::cat(&[colour, density.unsqueeze(1)], 1);
+        Ok(Tensors::from([("values".to_owned(), values)]))
+    }
 }

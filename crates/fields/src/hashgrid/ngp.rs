@@ -1,6 +1,6 @@
-//! Radiance fields of instant-ngp: density and colour from the features of points.
+//! Radiance fields of instant-ngp: density and colour from the features of points. The preset is `ngp`.
 
-use densely_core::{Error, Result, check};
+use densely_core::{Error, Model, Result, Tensors, check, registry};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::Path;
@@ -154,7 +154,7 @@ fn truncated_exp(xs: &Tensor) -> Tensor {
     &line - line.detach() + fixed.exp()
 }
 
-/// Sizes of a radiance field upon a hash grid. Defaults are those of the paper.
+/// Sizes of a radiance field upon a hash grid. Defaults are those of the preset `ngp`, which are the paper's.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NgpConfig {
@@ -214,5 +214,18 @@ impl Ngp {
     /// [`Error::Shape`] when the sizes do not fit.
     pub fn forward(&self, coords: &Tensor, dirs: &Tensor) -> Result<(Tensor, Tensor)> {
         self.head.forward(&self.encoding.forward(coords)?, dirs)
+    }
+}
+
+/// Values are red, green, blue and density.
+impl Model for Ngp {
+    fn forward_named(&self, inputs: &Tensors, _train: bool) -> Result<Tensors> {
+        let [coords, dirs] = registry::take_inputs(inputs, ["coords", "dirs"])?;
+        let coords = coords.ok_or_else(|| check::absent("coords"))?;
+        let dirs = dirs.ok_or_else(|| check::absent("dirs"))?;
+        check::floating("dirs", dirs)?;
+        let (density, colour) = self.forward(coords, dirs)?;
+        let values = Tensor::cat(&[colour, density.unsqueeze(1)], 1);
+        Ok(Tensors::from([("values".to_owned(), values)]))
     }
 }

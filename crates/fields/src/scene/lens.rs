@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use densely_core::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Steps of Newton's method that a pixel gets. Real lenses take three or four.
 const STEPS: usize = 20;
@@ -17,7 +17,8 @@ const STEPS: usize = 20;
 /// y' = y (1 + k₁ r² + k₂ r⁴) + p₁ (r² + 2 y²) + 2 p₂ x y
 /// column = fₓ x' + cₓ - ½,  row = f_y y' + c_y - ½
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Lens {
     /// Pixels in a row.
     pub width: usize,

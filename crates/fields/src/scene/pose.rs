@@ -3,14 +3,16 @@
 use std::path::Path;
 
 use densely_core::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::mesh::vectors::{V3, cross, dot};
 
 /// How far the axes of a pose may be from length 1 and from right angles: single precision with six digits in text, and repeated products of such.
 const TOLERANCE: f64 = 1e-3;
 
-/// A rigid motion from a camera to the world, in the axes of OpenGL: a rotation and the camera's position.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A rigid motion from a camera to the world, in the axes of OpenGL: a rotation and the camera's position. Written as its [`matrix`](Self::matrix).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "[[f64; 4]; 4]", into = "[[f64; 4]; 4]")]
 pub struct Pose {
     /// Rows of the rotation; the camera's x, y and z axes are its columns.
     rotation: [V3; 3],
@@ -125,5 +127,19 @@ impl Pose {
             [x, y, z, self.origin[i]]
         };
         [row(0), row(1), row(2), [0.0, 0.0, 0.0, 1.0]]
+    }
+}
+
+impl TryFrom<[[f64; 4]; 4]> for Pose {
+    type Error = Error;
+
+    fn try_from(matrix: [[f64; 4]; 4]) -> Result<Self> {
+        Self::new(matrix)
+    }
+}
+
+impl From<Pose> for [[f64; 4]; 4] {
+    fn from(pose: Pose) -> Self {
+        pose.matrix()
     }
 }

@@ -1,11 +1,12 @@
 //! Sounds from WAV files.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Cursor, Read};
 use std::path::Path;
 
 use densely_core::{Error, Result};
-use hound::{SampleFormat, WavReader};
+use hound::{SampleFormat, WavReader, WavSpec, WavWriter};
+use tch::{Kind, Tensor};
 
 use super::{Convention, Samples, Signal};
 
@@ -68,6 +69,32 @@ pub fn decode_wav(source: impl Read, name: &Path, convention: Convention) -> Res
         },
         sample_rate: spec.sample_rate,
     })
+}
+
+/// Writes samples `[samples, channels]` in -1 to 1 as a WAV file of 32-bit floats, whole or not at all.
+///
+/// # Errors
+/// [`Error::Shape`] for another shape; [`Error::Config`] for a rate of 0 and more channels than the format has; [`Error::Io`].
+pub fn write_wav(path: &Path, samples: &Tensor, sample_rate: u32) -> Result<()> {
+    densely_core::check::shape("samples", samples, &[None, None])?;
+    densely_core::check::positive("sample_rate", i64::from(sample_rate))?;
+    let channels = u16::try_from(samples.size()[1]).ok().filter(|n| *n > 0);
+    let channels = channels.ok_or_else(|| Error::config("channels", "must lie in 1 to 65535"))?;
+    let spec = WavSpec {
+        channels,
+        sample_rate,
+        bits_per_sample: 32,
+        sample_format: SampleFormat::Float,
+    };
+    let wrong = |error: hound::Error| sentence(&error, path);
+    let values: Vec<f32> = Vec::try_from(samples.to_kind(Kind::Float).flatten(0, -1))?;
+    let mut bytes = Cursor::new(Vec::new());
+    let mut writer = WavWriter::new(&mut bytes, spec).map_err(wrong)?;
+    for value in values {
+        writer.write_sample(value).map_err(wrong)?;
+    }
+    writer.finalize().map_err(wrong)?;
+    densely_core::fs::write(path, bytes.get_ref())
 }
 
 fn sentence(error: &hound::Error, name: &Path) -> Error {

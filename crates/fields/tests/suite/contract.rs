@@ -6,7 +6,7 @@ use densely_fields::PRESETS;
 use densely_fields::ffn::FfnConfig;
 use densely_fields::finer::FinerConfig;
 use densely_fields::gnf::{GnfConfig, RbfDecoderConfig};
-use densely_fields::hashgrid::HashFieldConfig;
+use densely_fields::hashgrid::{HashFieldConfig, NgpConfig};
 use densely_fields::mip_nerf::MipNerfConfig;
 use densely_fields::nerf::NerfConfig;
 use densely_fields::siren::SirenConfig;
@@ -32,8 +32,15 @@ fn small(name: &str) -> Value {
             "hidden": 8, "layers": 1, "first_omega": 1.0, "omega": 1.0, "first_scale": 0.5, "scale": 0.5,
         }),
         "gnf-image" => json!({ "encoder": { "resolutions": [4, 5, 6, 7, 8, 9] } }),
+        "gnf-sdf" | "gnf-radiance" => {
+            json!({ "encoder": { "dim": 3, "resolutions": [2, 3, 4, 5, 4, 3] } })
+        }
         "gnf-decoder" => json!({ "features": 3, "kernels": 5 }),
         "hashgrid" => json!({ "grid": { "levels": 3, "log2_table": 6, "base": 3 }, "hidden": 8 }),
+        "ngp" => json!({
+            "grid": { "levels": 3, "log2_table": 6, "base": 3 },
+            "head": { "hidden": 8, "geometry": 4, "harmonics": 3 },
+        }),
         "cam-layer" => json!({ "grid": { "kind": "plane", "rows": 3, "columns": 4 } }),
         "volume-render" => json!({}),
         _ => {
@@ -116,8 +123,8 @@ fn every_preset_keeps_the_contract() -> Result<()> {
             preset,
             small: small(preset.name),
             inputs: match preset.name {
-                "gnf-decoder" | "hashgrid" => space,
-                "nerf" | "nerf+cam" => seen,
+                "gnf-decoder" | "gnf-sdf" | "hashgrid" => space,
+                "nerf" | "nerf+cam" | "ngp" | "gnf-radiance" => seen,
                 "t-nerf" | "t-nerf+cam" => seen_in_time,
                 "mip-nerf" | "mip-nerf+cam" => gaussians,
                 "cam-layer" => layer,
@@ -140,7 +147,9 @@ fn every_preset_keeps_the_contract() -> Result<()> {
             "cam-layer" => check_with_idle(&case, false, &["input.coords"])?,
             "volume-render" => check_undrawn(&case)?,
             // The released code keeps this vector and never reads it.
-            "gnf-image" => check_with_idle(&case, true, &["decoder.decoder.betas_shifts.0"])?,
+            "gnf-image" | "gnf-sdf" | "gnf-radiance" => {
+                check_with_idle(&case, true, &["decoder.decoder.betas_shifts.0"])?;
+            }
             "gnf-decoder" => check_with_idle(&case, true, &["betas_shifts.0"])?,
             _ => check(&case)?,
         }
@@ -157,9 +166,10 @@ fn macs_are_those_of_the_config() -> Result<()> {
             "siren" | "siren-fresh" => parse_config::<SirenConfig>(&config)?.macs(),
             "finer" => parse_config::<FinerConfig>(&config)?.macs(),
             "wire" => parse_config::<WireConfig>(&config)?.macs(),
-            "gnf-image" => parse_config::<GnfConfig>(&config)?.macs(),
+            "gnf-image" | "gnf-sdf" | "gnf-radiance" => parse_config::<GnfConfig>(&config)?.macs(),
             "gnf-decoder" => parse_config::<RbfDecoderConfig>(&config)?.macs(),
             "hashgrid" => parse_config::<HashFieldConfig>(&config)?.macs(),
+            "ngp" => parse_config::<NgpConfig>(&config)?.macs(),
             "mip-nerf" | "mip-nerf+cam" => parse_config::<MipNerfConfig>(&config)?.macs(),
             "cam-layer" | "volume-render" => 0,
             _ => parse_config::<NerfConfig>(&config)?.macs(),
@@ -185,6 +195,17 @@ fn wrong_configs_are_errors_that_name_the_field() {
         ),
         ("hashgrid", json!({ "grid": { "inputs": 1 } }), "inputs"),
         ("gnf-decoder", json!({ "kernels": 0 }), "kernels"),
+        (
+            "gnf-radiance",
+            json!({ "encoder": { "dim": 2 } }),
+            "encoder.dim",
+        ),
+        (
+            "gnf-radiance",
+            json!({ "decoder": { "rbf": { "outputs": 4 } } }),
+            "decoder.outputs",
+        ),
+        ("ngp", json!({ "head": { "harmonics": 5 } }), "harmonics"),
         ("nerf", json!({ "width": 0 }), "width"),
         ("mip-nerf", json!({ "levels": 0 }), "levels"),
         ("siren", json!({ "depth": 3 }), "depth"),

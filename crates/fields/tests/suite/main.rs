@@ -7,12 +7,16 @@
 mod cam;
 mod contract;
 mod fresh;
+#[cfg(feature = "image")]
+mod fitting;
 mod fused;
 mod gnf;
 mod grids;
 mod meshes;
 mod networks;
 mod radiance;
+#[cfg(feature = "image")]
+mod radiance_fit;
 mod rendering;
 mod scenes;
 mod signals;

@@ -1,0 +1,177 @@
+//! How a field compares with files.
+
+use std::path::Path;
+
+use densely_core::{Error, Model, Result};
+use densely_train::fidelity::ssim;
+use tch::{Device, Tensor};
+
+use super::field::{Described, Field, values_of};
+use super::settings::DataSettings;
+use super::shape;
+use super::signal::{judge, load};
+use crate::metrics::SquaredError;
+use crate::render::Background;
+use crate::scene::{Scene, composite};
+use crate::signals::{Signal, Split, to_grid, to_unit};
+
+/// How a field compares with a signal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Means over all of it, by name.
+    pub scores: Vec<(&'static str, f64)>,
+    /// The parts of a scene: name of the view, PSNR in dB, SSIM.
+    pub views: Vec<(String, f64, f64)>,
+}
+
+/// Compares a field with the signal that `data` names in `folder`; of scenes with the views that were held out, or all where none was.
+///
+/// # Errors
+/// Those of reading the signal; [`Error::Config`] when it is of another kind or size than the field's.
+pub fn evaluate(field: &Field, data: &DataSettings, folder: &Path) -> Result<Evaluation> {
+    let of = &field.pipeline().signal;
+    if of.kind() != data.kind() {
+        let reason = format!("is of kind {}, and the field of kind {}", data.kind(), of.kind());
+        return Err(Error::config("signal", reason));
+    }
+    match (of, data) {
+        (
+            Described::Image { convention, .. }
+            | Described::Sound { convention, .. }
+            | Described::Video { convention, .. },
+            _,
+        ) => {
+            let loaded = load(data, folder, *convention)?;
+            check_size(of, &loaded.signal)?;
+            let (network, device) = field.network()?;
+            let all = loaded.signal.select(Split::All)?;
+            let found = judge(network, &all, *convention, usize::MAX, device)?;
+            let mut scores = vec![("psnr", found.psnr())];
+            scores.extend(
+                similarity(network, &loaded.signal, device)?.map(|ssim| ("ssim", ssim)),
+            );
+            Ok(Evaluation {
+                scores,
+                views: Vec::new(),
+            })
+        }
+        (Described::Mesh { .. }, DataSettings::Mesh(settings)) => {
+            let shape = shape::load(settings, folder)?;
+            let values = |points: &Tensor| field.distances(points);
+            let found = shape::compare(&shape.mesh, settings.resolution, &values)?;
+            Ok(Evaluation {
+                scores: found.named(),
+                views: Vec::new(),
+            })
+        }
+        (Described::Scene { rays, test, .. }, DataSettings::Scene(settings)) => {
+            let (scene, ..) = settings.open(folder)?;
+            let all: Vec<usize> = (0..scene.views().len()).collect();
+            let chosen = if test.is_empty() { &all } else { test };
+            let views = judge_views(&scene, chosen, rays.background, &|view| {
+                Ok(field.view(&scene.views()[view])?.rgb)
+            })?;
+            Ok(Evaluation {
+                scores: means(&views),
+                views,
+            })
+        }
+        _ => Err(Error::config("signal", "is of another kind than the field's")),
+    }
+}
+
+fn check_size(of: &Described, signal: &Signal) -> Result<()> {
+    let (axes, channels) = match of {
+        Described::Image {
+            height,
+            width,
+            channels,
+            ..
+        } => (vec![*height, *width], *channels),
+        Described::Sound {
+            samples, channels, ..
+        } => (vec![*samples], *channels),
+        Described::Video {
+            frames,
+            height,
+            width,
+            channels,
+            ..
+        } => (vec![*frames, *height, *width], *channels),
+        Described::Mesh { .. } | Described::Scene { .. } => return Ok(()),
+    };
+    if signal.axes() == axes && signal.channels() == channels {
+        return Ok(());
+    }
+    let reason = format!(
+        "has the sizes {:?} and {} channels, and the field was fitted to {axes:?} and {channels}",
+        signal.axes(),
+        signal.channels()
+    );
+    Err(Error::config("signal", reason))
+}
+
+/// SSIM of a picture; nothing of other signals and of pictures that are too small for its windows.
+pub(super) fn similarity(
+    network: &dyn Model,
+    signal: &Signal,
+    device: Device,
+) -> Result<Option<f64>> {
+    let [height, width] = signal.axes() else {
+        return Ok(None);
+    };
+    if *height.min(width) < 11 {
+        return Ok(None);
+    }
+    let convention = signal.convention();
+    let (mut made, mut given) = (Vec::new(), Vec::new());
+    for batch in signal.select(Split::All)?.batches(1 << 17, None)? {
+        let batch = batch?;
+        let values = values_of(network, &batch.coordinates, device)?;
+        made.push(to_unit(&values, convention).clamp(0.0, 1.0));
+        given.push(to_unit(&batch.values, convention));
+    }
+    let picture = |parts: &[Tensor]| -> Result<Tensor> {
+        Ok(to_grid(signal, &Tensor::f_cat(parts, 0)?)?.permute([2, 0, 1]))
+    };
+    Ok(Some(ssim(&picture(&made)?, &picture(&given)?)?))
+}
+
+/// Name, PSNR and SSIM of views, of which `render` gives the colours of all pixels `[n, 3]`.
+pub(super) fn judge_views(
+    scene: &Scene,
+    views: &[usize],
+    background: Background,
+    render: &dyn Fn(usize) -> Result<Tensor>,
+) -> Result<Vec<(String, f64, f64)>> {
+    let (height, width) = (scene.height() as i64, scene.width() as i64);
+    let level = Tensor::from_slice(&[background.level() as f32; 3]);
+    let mut found = Vec::with_capacity(views.len());
+    for view in views {
+        let target = composite(&scene.view_pixels(*view)?.rgba, &level)?;
+        let made = render(*view)?;
+        let mut error = SquaredError::default();
+        error.add(&made, &target)?;
+        let picture = |xs: &Tensor| xs.view([height, width, 3]).permute([2, 0, 1]);
+        let alike = if height.min(width) < 11 {
+            f64::NAN
+        } else {
+            ssim(&picture(&made).clamp(0.0, 1.0), &picture(&target))?
+        };
+        found.push((scene.views()[*view].name.clone(), error.psnr(), alike));
+    }
+    Ok(found)
+}
+
+/// Means over views.
+pub(super) fn means(views: &[(String, f64, f64)]) -> Vec<(&'static str, f64)> {
+    let mean = |of: fn(&(String, f64, f64)) -> f64| {
+        views.iter().map(of).sum::<f64>() / views.len().max(1) as f64
+    };
+    let mut scores = vec![("psnr", mean(|view| view.1))];
+    let ssim = mean(|view| view.2);
+    if ssim.is_finite() {
+        scores.push(("ssim", ssim));
+    }
+    scores
+}

@@ -1,0 +1,703 @@
+//! Settings of a fit: the signal, the network, the training loop.
+
+use densely_core::registry::{Preset, find};
+use densely_core::{Error, Result, check};
+use densely_train::optim::{AdamConfig, OptimConfig};
+use densely_train::schedule::{ScheduleConfig, Shape};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor};
+
+use super::radiance::{RayConfig, SceneSettings};
+use crate::cam::CamConfig;
+use crate::hashgrid::{Growth, HashGridConfig};
+use crate::models::PRESETS;
+use crate::signals::{Convention, Coordinates, Range, Split};
+
+/// The settings of one fit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FieldSettings {
+    /// The signal.
+    pub data: DataSettings,
+    /// The network.
+    #[serde(default)]
+    pub model: ModelSettings,
+    /// The training loop.
+    #[serde(default)]
+    pub train: TrainSettings,
+}
+
+/// What is fitted; paths are relative to the data's folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum DataSettings {
+    /// A picture.
+    Image(ImageSettings),
+    /// A WAV file.
+    Sound(SoundSettings),
+    /// A folder of numbered pictures.
+    Video(VideoSettings),
+    /// A surface, as its signed distance.
+    Mesh(MeshSettings),
+    /// Photographs with their cameras.
+    Scene(SceneSettings),
+}
+
+impl DataSettings {
+    /// What it is called in front of people.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "image",
+            Self::Sound(_) => "sound",
+            Self::Video(_) => "video",
+            Self::Mesh(_) => "mesh",
+            Self::Scene(_) => "scene",
+        }
+    }
+
+    /// The preset that is taken when none is named: the one that reaches most in minutes.
+    pub const fn default_preset(&self) -> &'static str {
+        match self {
+            Self::Image(_) | Self::Video(_) => "hashgrid",
+            Self::Sound(_) => "siren",
+            Self::Mesh(_) => "gnf-sdf",
+            Self::Scene(_) => "ngp",
+        }
+    }
+
+    /// Which samples are trained on, of signals on a grid.
+    pub const fn split(&self) -> Option<Split> {
+        match self {
+            Self::Image(image) => Some(image.split),
+            Self::Sound(sound) => Some(sound.split),
+            Self::Video(video) => Some(video.split),
+            Self::Mesh(_) | Self::Scene(_) => None,
+        }
+    }
+}
+
+/// A picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSettings {
+    /// Its file.
+    pub file: String,
+    /// Side of the square in its middle that is taken, pixels; 0 takes all of it.
+    #[serde(default)]
+    pub crop: usize,
+    /// Pixels that its shorter side is reduced to before, with antialiasing; 0 leaves its size.
+    #[serde(default)]
+    pub side: usize,
+    /// Which pixels are trained on.
+    #[serde(default)]
+    pub split: Split,
+}
+
+/// A WAV file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SoundSettings {
+    /// Its file.
+    pub file: String,
+    /// Which samples are trained on.
+    #[serde(default)]
+    pub split: Split,
+}
+
+/// A folder of numbered pictures of one size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VideoSettings {
+    /// The folder.
+    pub file: String,
+    /// Which pixels are trained on.
+    #[serde(default)]
+    pub split: Split,
+}
+
+/// A surface.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeshSettings {
+    /// An OBJ or PLY file, gzip-compressed or not.
+    pub file: String,
+    /// Diagonal of the bounding box that it is scaled to, in the cube from -1 to 1.
+    #[serde(default = "diagonal")]
+    pub diagonal: f64,
+    /// Points along an axis of the grid on which inside and outside are compared.
+    #[serde(default = "resolution")]
+    pub resolution: usize,
+}
+
+impl MeshSettings {
+    /// The mesh of a file, as the defaults have it.
+    pub const fn new(file: String) -> Self {
+        Self {
+            file,
+            diagonal: diagonal(),
+            resolution: resolution(),
+        }
+    }
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        check::above_zero("data.diagonal", self.diagonal)?;
+        if self.diagonal > 2.0 {
+            let reason = format!(
+                "must be at most 2, so that the mesh lies in the cube from -1 to 1, got {}",
+                self.diagonal
+            );
+            return Err(Error::config("data.diagonal", reason));
+        }
+        if self.resolution > 512 {
+            let reason = format!("must be at most 512 to compare, got {}", self.resolution);
+            return Err(Error::config("data.resolution", reason));
+        }
+        check_resolution("data.resolution", self.resolution)
+    }
+}
+
+const fn diagonal() -> f64 {
+    1.9
+}
+
+const fn resolution() -> usize {
+    128
+}
+
+/// The network.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSettings {
+    /// Name of the preset; [`DataSettings::default_preset`] when empty.
+    pub preset: String,
+    /// Settings of its config that differ. Numbers of coordinates and of values come from the signal and must not stand here.
+    pub config: Map<String, Value>,
+    /// How places and values become numbers; the preset's own way when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub convention: Option<Convention>,
+}
+
+/// What is minimised: means over the samples of a step and their values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FieldLoss {
+    /// (f - y)².
+    #[default]
+    Mse,
+    /// (f - y)² / 2, as CAM has it.
+    HalfMse,
+    /// |f - y|, as Gaussian RBF networks have it for pictures.
+    L1,
+    /// (f - y)² / (|y| + 0.1), for signed distances.
+    Distance,
+}
+
+impl FieldLoss {
+    /// The loss of `values` against `target` of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the shapes differ.
+    pub fn of(self, values: &Tensor, target: &Tensor) -> Result<Tensor> {
+        check::same_shape("target", target, values)?;
+        Ok(match self {
+            Self::Mse => (values - target).square().mean(None::<Kind>),
+            Self::HalfMse => (values - target).square().mean(None::<Kind>) * 0.5,
+            Self::L1 => crate::gnf::colour_loss(values, target)?,
+            Self::Distance => crate::gnf::distance_loss(values, target)?,
+        })
+    }
+}
+
+/// The training loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSettings {
+    /// Optimiser and learning rate.
+    pub optimizer: OptimConfig,
+    /// Learning rate over the steps.
+    pub schedule: ScheduleConfig,
+    /// Samples of a step; of scenes rays, of which as many are rendered as `rays.samples` allows. 0 takes all samples in each step.
+    pub batch_size: i64,
+    /// Steps between two judgements.
+    pub epoch_steps: u64,
+    /// Judgements at most.
+    pub epochs: u64,
+    /// Judgements without a better score after which training stops.
+    pub patience: u64,
+    /// What is minimised; scenes have losses of their own.
+    pub loss: FieldLoss,
+    /// Factor on the learning rate of the grids of CAM.
+    pub grid_lr_scale: f64,
+    /// Largest norm of the gradient; 0 does not clip.
+    pub clip_norm: f64,
+    /// Seconds after which training ends with the best judgement so far; 0 for no limit.
+    pub time_budget: f64,
+    /// Samples that a judgement during training looks at, at most; of scenes views. At the end all are looked at.
+    pub judge_limit: usize,
+    /// How rays are rendered, of scenes; its defaults when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rays: Option<RayConfig>,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        Self {
+            optimizer: adam(1e-3),
+            schedule: ScheduleConfig {
+                shape: Shape::Cosine { min_lr: 0.0 },
+                warmup_steps: 0,
+            },
+            batch_size: 1 << 15,
+            epoch_steps: 100,
+            epochs: 20,
+            patience: 1_000_000,
+            loss: FieldLoss::Mse,
+            grid_lr_scale: 1.0,
+            clip_norm: 0.0,
+            time_budget: 0.0,
+            judge_limit: 1 << 18,
+            rays: None,
+        }
+    }
+}
+
+const fn adam(lr: f64) -> OptimConfig {
+    OptimConfig::Adam(AdamConfig {
+        lr,
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+        weight_decay: 0.0,
+    })
+}
+
+/// Adam as instant-ngp trains its tables: most entries get a gradient now and then only.
+const fn sparse_adam(lr: f64) -> OptimConfig {
+    OptimConfig::Adam(AdamConfig {
+        lr,
+        betas: [0.9, 0.99],
+        eps: 1e-15,
+        weight_decay: 0.0,
+    })
+}
+
+impl TrainSettings {
+    /// What a network of this preset is trained by when nothing is said: its paper's optimiser and loss, with batches and a number of steps for minutes
+    /// on a processor.
+    pub fn of_preset(preset: &str, data: &DataSettings) -> Self {
+        let base = Self::default();
+        let mesh = matches!(data, DataSettings::Mesh(_));
+        let loss = if mesh { FieldLoss::Distance } else { base.loss };
+        match preset {
+            "cam-image" => Self {
+                loss: FieldLoss::HalfMse,
+                grid_lr_scale: 10.0,
+                ..base
+            },
+            "ffn-image" => Self {
+                loss: FieldLoss::HalfMse,
+                ..base
+            },
+            "siren" | "siren-fresh" | "finer" => Self {
+                optimizer: adam(3e-4),
+                loss,
+                ..base
+            },
+            "ffn-fresh" => Self {
+                optimizer: adam(3e-3),
+                loss,
+                ..base
+            },
+            "hashgrid" => Self {
+                optimizer: sparse_adam(1e-2),
+                batch_size: 1 << 17,
+                loss,
+                ..base
+            },
+            "gnf-image" => Self {
+                optimizer: adam(1e-2),
+                batch_size: 1 << 17,
+                loss: FieldLoss::L1,
+                ..base
+            },
+            "gnf-sdf" => Self {
+                optimizer: adam(5e-3),
+                batch_size: 1 << 17,
+                loss,
+                ..base
+            },
+            "ngp" => Self {
+                optimizer: sparse_adam(1e-2),
+                batch_size: 4096,
+                judge_limit: 2,
+                ..base
+            },
+            "gnf-radiance" => Self {
+                optimizer: OptimConfig::Adam(AdamConfig {
+                    lr: 2e-2,
+                    betas: [0.9, 0.99],
+                    ..AdamConfig::default()
+                }),
+                batch_size: 4096,
+                judge_limit: 2,
+                ..base
+            },
+            "nerf" | "nerf+cam" | "t-nerf" | "t-nerf+cam" | "mip-nerf" | "mip-nerf+cam" => Self {
+                optimizer: adam(5e-4),
+                batch_size: 1024,
+                judge_limit: 2,
+                ..base
+            },
+            _ => Self { loss, ..base },
+        }
+    }
+}
+
+/// Settings that may differ when a run is resumed, since they do not change what was learnt so far.
+pub(super) const MAY_CHANGE: [&str; 5] = [
+    "table",
+    "train.epochs",
+    "train.patience",
+    "train.time_budget",
+    "train.judge_limit",
+];
+
+impl FieldSettings {
+    /// What is suggested for a signal, with the preset of this name or the default one.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPreset`] with the nearest names.
+    pub fn suggest(data: DataSettings, preset: Option<&str>) -> Result<Self> {
+        let preset = find(PRESETS, preset.unwrap_or_else(|| data.default_preset()))?;
+        Ok(Self {
+            train: TrainSettings::of_preset(preset.name, &data),
+            model: ModelSettings {
+                preset: preset.name.to_owned(),
+                ..ModelSettings::default()
+            },
+            data,
+        })
+    }
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let Self { data, train, .. } = self;
+        if let Some(Split::HeldOut { .. }) = data.split() {
+            let reason = "names what is not trained on; say `kept`, and the rest is held out";
+            return Err(Error::config("data.split", reason));
+        }
+        if let DataSettings::Mesh(mesh) = data {
+            mesh.validate()?;
+        }
+        for (field, value) in [
+            ("train.epoch_steps", train.epoch_steps.min(1) as i64),
+            ("train.epochs", train.epochs.min(1) as i64),
+            ("train.patience", train.patience.min(1) as i64),
+            ("train.judge_limit", train.judge_limit.min(1) as i64),
+        ] {
+            check::positive(field, value)?;
+        }
+        let whole = matches!(
+            data,
+            DataSettings::Image(_) | DataSettings::Sound(_) | DataSettings::Video(_)
+        );
+        if train.batch_size < i64::from(!whole) || train.batch_size > MOST_SAMPLES {
+            let reason = format!(
+                "must lie in {} to {MOST_SAMPLES}, got {}",
+                i64::from(!whole),
+                train.batch_size
+            );
+            return Err(Error::config("train.batch_size", reason));
+        }
+        for (field, value) in [
+            ("train.clip_norm", train.clip_norm),
+            ("train.time_budget", train.time_budget),
+            ("train.grid_lr_scale", train.grid_lr_scale),
+        ] {
+            if !(value >= 0.0 && value.is_finite()) {
+                let reason = format!("must be at least 0 and finite, got {value}");
+                return Err(Error::config(field, reason));
+            }
+        }
+        match &train.rays {
+            Some(rays) if matches!(data, DataSettings::Scene(_)) => rays.validate()?,
+            Some(_) => return Err(Error::config("train.rays", "is for scenes")),
+            None => {}
+        }
+        train.optimizer.validate()?;
+        train.schedule.validate()
+    }
+}
+
+/// Most samples of a step.
+const MOST_SAMPLES: i64 = 1 << 26;
+
+/// Checks the number of points along an axis of a grid on which a surface is looked for.
+pub(super) fn check_resolution(field: &str, resolution: usize) -> Result<()> {
+    if (2..=2048).contains(&resolution) {
+        return Ok(());
+    }
+    let reason = format!("must lie in 2 to 2048, got {resolution}");
+    Err(Error::config(field, reason))
+}
+
+/// What the numbers of a preset's places and values mean.
+pub(super) fn convention_of(preset: &str) -> Convention {
+    match preset {
+        "ffn-image" | "cam-image" | "hashgrid" => Convention::default(),
+        // Its outputs have their middle at 1/2.
+        "wire" | "gnf-image" | "gnf-sdf" => Convention {
+            coordinates: Coordinates::Ends,
+            values: Range::Unit,
+        },
+        _ => Convention::SYMMETRIC,
+    }
+}
+
+/// The config of a network from the coordinates of a signal with these samples along each axis, 0 where there are none, to so many values.
+pub(super) fn resolve(
+    model: &ModelSettings,
+    axes: &[usize],
+    outputs: usize,
+) -> Result<(&'static Preset, Value)> {
+    let preset = find(PRESETS, &model.preset)?;
+    let [takes, gives] = [preset.inputs, preset.outputs].map(|specs| specs.first());
+    let is_field = preset.inputs.len() == 1
+        && takes.is_some_and(|spec| spec.name == "coords")
+        && gives.is_some_and(|spec| spec.name == "values")
+        && preset.name != "gnf-decoder";
+    if !is_field {
+        let reason = format!(
+            "`{}` does not give a value for a place; take {}",
+            preset.name,
+            FIELDS.join(", ")
+        );
+        return Err(Error::config("model.preset", reason));
+    }
+    let mut config = (preset.config)();
+    let inputs = axes.len();
+    let places = places_of(preset.name, axes, outputs);
+    // What is made for pictures, where the signal has another number of axes.
+    for (place, value) in &places {
+        if let Some(field) = config.pointer_mut(place) {
+            *field = value.clone();
+        }
+    }
+    let own: Vec<&str> = sizes_of(preset.name).to_vec();
+    for place in &own {
+        let path: Vec<&str> = place.split('/').skip(1).collect();
+        if named(&model.config, &path) {
+            let reason = "comes from the signal and must not stand here";
+            return Err(Error::config(format!("model.config.{}", path.join(".")), reason));
+        }
+    }
+    merge(&mut config, &Value::Object(model.config.clone()))?;
+    for (place, value) in own.iter().zip([inputs, outputs]) {
+        if let Some(field) = config.pointer_mut(place) {
+            *field = json!(value);
+        }
+    }
+    Ok((preset, config))
+}
+
+/// Networks from places to values.
+pub const FIELDS: [&str; 10] = [
+    "cam-image",
+    "ffn-image",
+    "ffn-fresh",
+    "siren",
+    "siren-fresh",
+    "finer",
+    "wire",
+    "hashgrid",
+    "gnf-image",
+    "gnf-sdf",
+];
+
+/// Where a config has its number of coordinates and of values.
+fn sizes_of(preset: &str) -> [&'static str; 2] {
+    match preset {
+        "hashgrid" => ["/grid/inputs", "/outputs"],
+        "gnf-image" | "gnf-sdf" => ["/encoder/dim", "/decoder/rbf/outputs"],
+        _ => ["/inputs", "/outputs"],
+    }
+}
+
+/// What differs from the preset for a signal.
+fn places_of(preset: &str, axes: &[usize], outputs: usize) -> Vec<(&'static str, Value)> {
+    match (preset, axes.len()) {
+        ("hashgrid", 2 | 3) if axes.iter().all(|side| *side > 0) => {
+            let (finest, log2_table) = fitting_table(axes, outputs);
+            vec![
+                ("/grid/growth", json!(Growth::Finest(finest))),
+                ("/grid/log2_table", json!(log2_table)),
+            ]
+        }
+        // By the time of a film, as CAM does it.
+        ("cam-image", 1) => vec![("/cam", json!(CamConfig::signal()))],
+        ("cam-image", 3) => vec![("/cam", json!(CamConfig::time()))],
+        // The value that the authors of SIREN take for sounds.
+        ("siren" | "siren-fresh", 1) => vec![("/first_omega", json!(3000.0))],
+        ("gnf-image", 3) => vec![("/encoder", json!(crate::gnf::GnfConfig::sdf().encoder))],
+        ("gnf-sdf", 2) => vec![("/encoder", json!(crate::gnf::GnfConfig::image().encoder))],
+        _ => Vec::new(),
+    }
+}
+
+/// A grid whose finest level has a cell for each sample along the longest axis, and the largest table with which it has no more values than the signal.
+fn fitting_table(axes: &[usize], outputs: usize) -> (i64, i64) {
+    let longest = axes.iter().copied().max().unwrap_or(1);
+    let values = axes.iter().product::<usize>().saturating_mul(outputs);
+    let base = HashGridConfig::default();
+    let finest = (longest as i64).clamp(base.base, 1 << 20);
+    let config = |log2_table| HashGridConfig {
+        inputs: axes.len() as i64,
+        growth: Growth::Finest(finest),
+        log2_table,
+        ..base
+    };
+    let fits = |log2_table: &i64| {
+        let config = config(*log2_table);
+        let entries: i64 = config.levels().iter().map(|level| level.entries).sum();
+        entries * config.features <= values as i64
+    };
+    let log2_table = (LEAST_TABLE..=MOST_TABLE).rev().find(fits);
+    (finest, log2_table.unwrap_or(LEAST_TABLE))
+}
+
+/// Logarithms to base 2 of the entries of a level that are chosen for a signal, at least and at most.
+const LEAST_TABLE: i64 = 8;
+const MOST_TABLE: i64 = 22;
+
+fn named(fields: &Map<String, Value>, path: &[&str]) -> bool {
+    match path {
+        [] => true,
+        [name, rest @ ..] => match fields.get(*name) {
+            None => false,
+            Some(Value::Object(inner)) => named(inner, rest),
+            Some(_) => rest.is_empty(),
+        },
+    }
+}
+
+/// Puts `changes` into `config`, table by table; a table that names something else than what is there takes its place, as variants do.
+pub(super) fn merge(config: &mut Value, changes: &Value) -> Result<()> {
+    let (Value::Object(fields), Value::Object(changes)) = (&mut *config, changes) else {
+        *config = changes.clone();
+        return Ok(());
+    };
+    for (name, change) in changes {
+        let Some(field) = fields.get_mut(name) else {
+            let known: Vec<&str> = fields.keys().map(String::as_str).collect();
+            let near = densely_core::registry::nearest(known.into_iter(), name).join("`, `");
+            let reason = format!("there is no such setting; nearest: `{near}`");
+            return Err(Error::config(format!("model.config.{name}"), reason));
+        };
+        let inside = match (&*field, change) {
+            (Value::Object(of), Value::Object(with)) => with.keys().all(|key| of.contains_key(key)),
+            _ => false,
+        };
+        if inside {
+            merge(field, change)?;
+        } else {
+            *field = change.clone();
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(preset: &str, config: Value) -> ModelSettings {
+        let Value::Object(config) = config else {
+            panic!("a table");
+        };
+        ModelSettings {
+            preset: preset.to_owned(),
+            config,
+            convention: None,
+        }
+    }
+
+    #[test]
+    fn the_signal_sets_the_sizes_and_changes_are_merged_table_by_table() -> Result<()> {
+        let (_, config) = resolve(
+            &model("hashgrid", json!({ "grid": { "log2_table": 14, "growth": { "finest": 256 } } })),
+            &[64, 64],
+            1,
+        )?;
+        assert_eq!(config["grid"]["inputs"], 2);
+        assert_eq!(config["outputs"], 1);
+        assert_eq!(config["grid"]["log2_table"], 14);
+        assert_eq!(config["grid"]["levels"], 16);
+        assert_eq!(config["grid"]["growth"], json!({ "finest": 256 }));
+        let (_, config) = resolve(&model("gnf-image", json!({})), &[9, 9, 9], 1)?;
+        assert_eq!(config["encoder"]["dim"], 3);
+        assert_eq!(config["decoder"]["rbf"]["outputs"], 1);
+        let (_, config) = resolve(&model("siren", json!({})), &[100], 2)?;
+        assert_eq!(config["first_omega"], 3000.0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_grid_follows_the_size_of_the_signal_and_has_no_more_values() -> Result<()> {
+        for axes in [&[512usize, 768][..], &[40, 30], &[4000, 3000], &[24, 100, 120]] {
+            let (preset, config) = resolve(&model("hashgrid", json!({})), axes, 3)?;
+            let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+            (preset.build)(&config, &vs.root())?;
+            let table = densely_core::weights::named(&vs)["encoding.params"].numel();
+            let values: usize = axes.iter().product::<usize>() * 3;
+            assert!(table <= values.max(16 * 2 * 256), "{axes:?}: {table}");
+            assert_eq!(config["grid"]["growth"]["finest"], *axes.iter().max().expect("axes"));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_named() {
+        let wrong = [
+            (model("siren", json!({ "inputs": 2 })), "model.config.inputs"),
+            (
+                model("hashgrid", json!({ "grid": { "inputs": 2 } })),
+                "model.config.grid.inputs",
+            ),
+            (model("siren", json!({ "omegas": 2 })), "omega"),
+            (model("nerf", json!({})), "cam-image"),
+            (model("cam-layer", json!({})), "siren"),
+            (model("gnf-decoder", json!({})), "siren"),
+            (model("sirene", json!({})), "siren"),
+        ];
+        for (model, word) in wrong {
+            let error = resolve(&model, &[8, 8], 3).expect_err(word).to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_field_resolves_and_builds_for_one_to_three_axes() -> Result<()> {
+        for preset in FIELDS {
+            for (axes, outputs) in [(&[9usize][..], 2usize), (&[9, 9], 1), (&[9, 9, 9], 1)] {
+                if axes.len() == 1 && (preset.starts_with("hash") || preset.starts_with("gnf")) {
+                    continue;
+                }
+                let (preset, config) = resolve(&model(preset, json!({})), axes, outputs)?;
+                let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+                let network = (preset.build)(&config, &vs.root())?;
+                let coords = Tensor::rand([5, axes.len() as i64], tch::kind::FLOAT_CPU);
+                let given = densely_core::Tensors::from([("coords".to_owned(), coords)]);
+                let values = network.forward_named(&given, false)?;
+                assert_eq!(values["values"].size(), [5, outputs as i64]);
+            }
+        }
+        Ok(())
+    }
+}

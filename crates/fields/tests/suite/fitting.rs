@@ -1,0 +1,458 @@
+//! Fits from files to run folders, and what is made of them.
+
+use std::path::Path;
+
+use densely_core::Result;
+use densely_data::Image;
+use densely_data::image::write_png;
+use densely_fields::fit::{
+    AutoOptions, DataSettings, Field, FieldSettings, ImageSettings, MeshSettings, Outcome,
+    Precision, PreviewOptions, SoundSettings, VideoSettings, Window, choose_frequency, evaluate,
+    fit,
+};
+use densely_fields::fresh::FreshOptions;
+use densely_fields::mesh::Mesh;
+use densely_fields::signals::{Split, write_wav};
+use densely_train::event::Event;
+use densely_train::run::{FitOptions, ResumeFrom};
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+/// Crossing waves with an edge, of a few periods.
+fn waves(height: usize, width: usize, channels: usize, phase: f64) -> Image {
+    let pixels = (0..height * width * channels).map(|i| {
+        let (place, channel) = (i / channels, i % channels);
+        let (y, x) = (
+            (place / width) as f64 / height as f64,
+            (place % width) as f64 / width as f64,
+        );
+        let wave = (9.0 * x + phase).sin() * 0.2 + (7.0 * y + channel as f64).cos() * 0.2;
+        let edge = if x + y > 1.0 { 0.2 } else { 0.0 };
+        ((0.4 + wave + edge) * 255.0) as u8
+    });
+    Image::new(width, height, channels, pixels.collect()).expect("a picture")
+}
+
+fn image_settings(file: &str, preset: &str, split: Split) -> FieldSettings {
+    let data = DataSettings::Image(ImageSettings {
+        file: file.to_owned(),
+        crop: 0,
+        side: 0,
+        split,
+    });
+    let mut settings = FieldSettings::suggest(data, Some(preset)).expect("a preset");
+    small(&mut settings);
+    settings
+}
+
+/// Networks and trainings of a second.
+fn small(settings: &mut FieldSettings) {
+    let config = &mut settings.model.config;
+    match settings.model.preset.as_str() {
+        "siren" | "finer" | "siren-fresh" => {
+            config.insert("hidden".to_owned(), json!(32));
+            config.insert("layers".to_owned(), json!(2));
+        }
+        "cam-image" | "ffn-image" => {
+            config.insert("hidden".to_owned(), json!(32));
+            config.insert("frequencies".to_owned(), json!(16));
+            config.insert("sigma".to_owned(), json!(2.0));
+        }
+        "hashgrid" => {
+            config.insert(
+                "grid".to_owned(),
+                json!({ "levels": 4, "base": 4, "log2_table": 10 }),
+            );
+            config.insert("hidden".to_owned(), json!(16));
+        }
+        _ => {}
+    }
+    settings.train.batch_size = 1024;
+    settings.train.epochs = 3;
+    settings.train.epoch_steps = 50;
+}
+
+fn run_from(
+    settings: &FieldSettings,
+    data: &Path,
+    folder: &Path,
+    resume: Option<ResumeFrom>,
+    observe: &mut dyn FnMut(&Event),
+) -> Result<Outcome> {
+    let options = FitOptions {
+        folder,
+        table: data,
+        seed: 3,
+        device: Device::Cpu,
+        resume,
+    };
+    fit(settings, data, &options, None, observe)
+}
+
+fn run(settings: &FieldSettings, data: &Path, folder: &Path) -> Result<Outcome> {
+    run_from(settings, data, folder, None, &mut |_| ())
+}
+
+fn score(outcome: &Outcome, name: &str) -> f64 {
+    let found = outcome.scores.iter().find(|(own, _)| *own == name);
+    found.unwrap_or_else(|| panic!("{name} in {:?}", outcome.scores)).1
+}
+
+fn weights(folder: &Path) -> Vec<u8> {
+    std::fs::read(folder.join("best/model.safetensors")).expect("weights")
+}
+
+#[test]
+fn a_picture_is_fitted_rendered_judged_and_packed() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    let picture = waves(40, 56, 3, 0.0);
+    write_png(&data.join("waves.png"), &picture)?;
+    for preset in ["siren", "cam-image", "hashgrid"] {
+        let folder = data.join(preset);
+        let settings = image_settings("waves.png", preset, Split::All);
+        let outcome = run(&settings, data, &folder)?;
+        let psnr = score(&outcome, "psnr");
+        assert!(psnr > 24.0, "{preset}: {psnr}");
+        assert!(score(&outcome, "ssim") > 0.7, "{preset}");
+        assert_eq!(outcome.signal_values, Some(40 * 56 * 3));
+
+        let field = Field::open(&folder, Device::Cpu)?;
+        assert_eq!(field.parameters(), outcome.parameters);
+        let same = evaluate(&field, &settings.data, data)?;
+        assert!((same.scores[0].1 - psnr).abs() < 1e-9, "{:?}", same.scores);
+
+        // At its own size it is what was judged, but for the rounding to bytes.
+        let made = field.picture([40, 56], Window::WHOLE, 0.0, &mut |_, _| ())?;
+        let difference = (made.to_tensor() - picture.to_tensor()).square();
+        let by_hand = -10.0 * difference.mean(Kind::Double).double_value(&[]).log10();
+        assert!((by_hand - psnr).abs() < 0.3, "{preset}: {by_hand} and {psnr}");
+
+        // A window is a part of the whole: its pixels are those of a larger picture.
+        let large = field.picture([80, 112], Window::WHOLE, 0.0, &mut |_, _| ())?;
+        let window = Window {
+            start: [0.5, 0.25],
+            size: [0.25, 0.5],
+        };
+        let part = field.picture([20, 56], window, 0.0, &mut |_, _| ())?;
+        let cut = large.crop(28, 40, 56, 20)?;
+        let most = part
+            .pixels()
+            .iter()
+            .zip(cut.pixels())
+            .map(|(a, b)| a.abs_diff(*b))
+            .max();
+        assert!(most.is_some_and(|most| most <= 1), "{preset}: {most:?}");
+
+        // Packed and read again.
+        let path = data.join(format!("{preset}.field"));
+        let full = field.save(&path, Precision::Full)?;
+        let again = Field::open(&path, Device::Cpu)?;
+        assert_eq!(again.picture([40, 56], Window::WHOLE, 0.0, &mut |_, _| ())?.pixels(), made.pixels());
+        let twelve = field.save(&path, Precision::Bits(12))?;
+        let packed = evaluate(&Field::open(&path, Device::Cpu)?, &settings.data, data)?;
+        assert!(twelve < full, "{twelve} and {full} bytes");
+        assert!(packed.scores[0].1 > psnr - 1.5, "{preset}: {psnr} and {:?}", packed.scores);
+        let half = field.save(&path, Precision::Half)?;
+        let halved = evaluate(&Field::open(&path, Device::Cpu)?, &settings.data, data)?;
+        assert!(half < full);
+        assert!((halved.scores[0].1 - psnr).abs() < 0.5, "{preset}: {psnr} and {:?}", halved.scores);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_fit_that_was_stopped_ends_in_the_same_bits() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    write_png(&data.join("waves.png"), &waves(24, 24, 1, 0.5))?;
+    let whole = image_settings("waves.png", "cam-image", Split::Every(2));
+    let outcome = run(&whole, data, &data.join("whole"))?;
+    let mut first = whole.clone();
+    // The rate must not depend on how far it goes.
+    first.train.epochs = 2;
+    let mut whole_again = whole.clone();
+    for settings in [&mut first, &mut whole_again] {
+        settings.train.schedule = densely_train::schedule::ScheduleConfig::constant();
+    }
+    run(&first, data, &data.join("parts"))?;
+    let resumed = run_from(
+        &whole_again,
+        data,
+        &data.join("parts"),
+        Some(ResumeFrom::Last),
+        &mut |_| (),
+    );
+    // A run that has ended stays as it is.
+    assert_eq!(resumed?.epochs, 2);
+    let straight = run(&whole_again, data, &data.join("straight"))?;
+    assert_eq!(straight.epochs, 3);
+    let twice = run(&whole, data, &data.join("twice"))?;
+    assert_eq!(weights(&data.join("whole")), weights(&data.join("twice")));
+    assert_eq!(outcome.scores, twice.scores);
+    assert!(score(&outcome, "psnr_test") > 15.0);
+    Ok(())
+}
+
+#[test]
+fn sounds_and_films_are_fitted() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    let times = Tensor::arange(2000, (Kind::Float, Device::Cpu)) / 2000.0;
+    let sound = Tensor::stack(&[(&times * 200.0).sin() * 0.5, (&times * 90.0).cos() * 0.3], 1);
+    write_wav(&data.join("tone.wav"), &sound, 8000)?;
+    let settings = DataSettings::Sound(SoundSettings {
+        file: "tone.wav".to_owned(),
+        split: Split::All,
+    });
+    let mut settings = FieldSettings::suggest(settings, None)?;
+    small(&mut settings);
+    settings.model.config.insert("first_omega".to_owned(), json!(200.0));
+    settings.train.epochs = 6;
+    let outcome = run(&settings, data, &data.join("sound"))?;
+    assert!(score(&outcome, "psnr") > 25.0, "{:?}", outcome.scores);
+    let field = Field::open(&data.join("sound"), Device::Cpu)?;
+    assert_eq!(field.sound(4000)?.size(), [1000, 2]);
+    let difference = (field.sound(8000)? - sound).abs().mean(Kind::Double);
+    assert!(difference.double_value(&[]) < 0.1);
+    assert!(field.surface(16).is_err() && field.picture([4, 4], Window::WHOLE, 0.0, &mut |_, _| ()).is_err());
+
+    let film = data.join("film");
+    std::fs::create_dir(&film).expect("a folder");
+    for frame in 0..6 {
+        let path = film.join(format!("frame_{frame:02}.png"));
+        write_png(&path, &waves(20, 24, 3, f64::from(frame) * 0.3))?;
+    }
+    let settings = DataSettings::Video(VideoSettings {
+        file: "film".to_owned(),
+        split: Split::All,
+    });
+    let mut settings = FieldSettings::suggest(settings, None)?;
+    small(&mut settings);
+    let outcome = run(&settings, data, &data.join("video"))?;
+    assert!(score(&outcome, "psnr") > 22.0, "{:?}", outcome.scores);
+    let field = Field::open(&data.join("video"), Device::Cpu)?;
+    let last = field.picture([20, 24], Window::WHOLE, 1.0, &mut |_, _| ())?;
+    let given = waves(20, 24, 3, 1.5).to_tensor();
+    let difference = (last.to_tensor() - given).square().mean(Kind::Double);
+    assert!(-10.0 * difference.double_value(&[]).log10() > 20.0);
+    Ok(())
+}
+
+/// A box of twelve triangles, off the middle.
+fn a_box() -> Mesh {
+    let vertices = (0..8)
+        .map(|i| {
+            let side = |bit: usize, size: f64| if i >> bit & 1 == 1 { 5.0 + size } else { 5.0 };
+            [side(0, 3.0), side(1, 2.0), side(2, 1.5)]
+        })
+        .collect();
+    let quads: [[u32; 4]; 6] = [
+        [0, 2, 3, 1],
+        [4, 5, 7, 6],
+        [0, 1, 5, 4],
+        [2, 6, 7, 3],
+        [0, 4, 6, 2],
+        [1, 3, 7, 5],
+    ];
+    let faces = quads
+        .iter()
+        .flat_map(|[a, b, c, d]| [[*a, *b, *c], [*a, *c, *d]])
+        .collect();
+    Mesh::new(vertices, faces).expect("a mesh")
+}
+
+#[test]
+fn a_surface_is_fitted_and_comes_back_in_its_own_coordinates() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    a_box().write(&data.join("box.ply"))?;
+    let mut mesh = MeshSettings::new("box.ply".to_owned());
+    mesh.resolution = 32;
+    let mut settings = FieldSettings::suggest(DataSettings::Mesh(mesh), Some("siren"))?;
+    small(&mut settings);
+    settings.model.config.insert("first_omega".to_owned(), json!(10.0));
+    settings.train.epochs = 6;
+    let outcome = run(&settings, data, &data.join("run"))?;
+    assert!(score(&outcome, "iou") > 0.9, "{:?}", outcome.scores);
+    assert!(score(&outcome, "chamfer") < 0.05, "{:?}", outcome.scores);
+    let field = Field::open(&data.join("run"), Device::Cpu)?;
+    let surface = field.surface(48)?;
+    let [low, high] = surface.bounds();
+    for (axis, size) in [3.0, 2.0, 1.5].into_iter().enumerate() {
+        assert!((low[axis] - 5.0).abs() < 0.3 && (high[axis] - 5.0 - size).abs() < 0.3, "{low:?} {high:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn pictures_are_written_while_it_trains() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    write_png(&data.join("waves.png"), &waves(24, 32, 3, 0.0))?;
+    let settings = image_settings("waves.png", "siren", Split::All);
+    let folder = data.join("run");
+    let options = FitOptions {
+        folder: &folder,
+        table: data,
+        seed: 0,
+        device: Device::Cpu,
+        resume: None,
+    };
+    let preview = PreviewOptions {
+        folder: data.join("preview"),
+        seconds: 1e-6,
+    };
+    fit(&settings, data, &options, Some(&preview), &mut |_| ())?;
+    let last = densely_data::image::read(&data.join("preview/step-0000150.png"))?;
+    assert_eq!((last.width(), last.height(), last.channels()), (32, 24, 3));
+    Ok(())
+}
+
+#[test]
+fn spectra_choose_a_higher_frequency_for_a_finer_picture() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    let stripes = |periods: f64| {
+        let pixels = (0..96 * 96).map(|i| {
+            let (x, y) = (f64::from(i % 96), f64::from(i / 96));
+            let phase = (x + 0.6 * y) / 96.0 * periods * std::f64::consts::TAU;
+            (127.0 + 100.0 * phase.sin()) as u8
+        });
+        Image::new(96, 96, 1, pixels.collect())
+    };
+    let mut chosen = Vec::new();
+    for periods in [2.0, 9.0] {
+        write_png(&data.join("stripes.png"), &stripes(periods)?)?;
+        let mut settings = image_settings("stripes.png", "siren-fresh", Split::All);
+        let options = AutoOptions {
+            side: 64,
+            values: vec![10.0, 40.0, 80.0],
+            fresh: FreshOptions {
+                draws: 3,
+                ..FreshOptions::default()
+            },
+        };
+        let choice = choose_frequency(&mut settings, data, &options, &mut |_| ())?;
+        assert_eq!(settings.model.config["first_omega"], json!(choice.chosen.value));
+        chosen.push(choice.chosen.value);
+        let again = choose_frequency(&mut settings, data, &options, &mut |_| ());
+        assert!(again.is_err_and(|error| error.to_string().contains("first_omega")));
+    }
+    assert!(chosen[0] < chosen[1], "{chosen:?}");
+    let mut settings = image_settings("stripes.png", "hashgrid", Split::All);
+    let none = choose_frequency(&mut settings, data, &AutoOptions::default(), &mut |_| ());
+    assert!(none.is_err_and(|error| error.to_string().contains("siren-fresh")));
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_fitted_has_its_sentence() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    write_png(&data.join("waves.png"), &waves(24, 32, 3, 0.0))?;
+    write_png(&data.join("other.png"), &waves(24, 30, 3, 0.0))?;
+    let base = image_settings("waves.png", "siren", Split::All);
+    let mut wrong: Vec<(FieldSettings, &str)> = Vec::new();
+    let mut with = |word: &'static str, change: &dyn Fn(&mut FieldSettings)| {
+        let mut settings = base.clone();
+        change(&mut settings);
+        wrong.push((settings, word));
+    };
+    with("nothing.png", &|s| s.data = image_settings("nothing.png", "siren", Split::All).data);
+    with("data.crop", &|s| {
+        if let DataSettings::Image(image) = &mut s.data {
+            image.crop = 25;
+        }
+    });
+    with("data.side", &|s| {
+        if let DataSettings::Image(image) = &mut s.data {
+            image.side = 25;
+        }
+    });
+    with("held_out", &|s| {
+        if let DataSettings::Image(image) = &mut s.data {
+            image.split = Split::Kept { held_out: 1.0, seed: 0 };
+        }
+    });
+    with("batch_size", &|s| s.train.batch_size = -1);
+    with("epoch_steps", &|s| s.train.epoch_steps = 0);
+    with("model.preset", &|s| s.model.preset = "nerf".to_owned());
+    with("ranges|no such|omega", &|s| {
+        s.model.config.insert("first_omega".to_owned(), json!(-1.0));
+    });
+    with("train.rays", &|s| s.train.rays = Some(densely_fields::fit::radiance::RayConfig::default()));
+    // Frequencies far above those of the picture: nothing is learnt, and that is said.
+    with("frequencies are too high", &|s| {
+        s.model.config.insert("first_omega".to_owned(), json!(1e7));
+        s.model.config.insert("omega".to_owned(), json!(3e3));
+        s.train.epoch_steps = 120;
+    });
+    // A rate far too high: the loss is no number any more.
+    for (number, (settings, words)) in wrong.iter().enumerate() {
+        let result = run(settings, data, &data.join(format!("wrong-{number}")));
+        let error = result.expect_err(words).to_string();
+        assert!(words.split('|').any(|word| error.contains(word)), "{words}: {error}");
+    }
+
+    let folder = data.join("run");
+    run(&base, data, &folder)?;
+    let field = Field::open(&folder, Device::Cpu)?;
+    let other = image_settings("other.png", "siren", Split::All);
+    let error = evaluate(&field, &other.data, data).expect_err("another size").to_string();
+    assert!(error.contains("[24, 30]") && error.contains("[24, 32]"), "{error}");
+    let window = Window {
+        start: [0.5, 0.0],
+        size: [0.6, 1.0],
+    };
+    assert!(field.picture([4, 4], window, 0.0, &mut |_, _| ()).is_err());
+    assert!(field.picture([0, 4], Window::WHOLE, 0.0, &mut |_, _| ()).is_err());
+    assert!(field.picture([4, 4], Window::WHOLE, f64::NAN, &mut |_, _| ()).is_err());
+    Ok(())
+}
+
+#[test]
+fn damaged_files_of_fields_are_refused() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    write_png(&data.join("waves.png"), &waves(16, 16, 1, 0.0))?;
+    let mut settings = image_settings("waves.png", "siren", Split::All);
+    settings.train.epochs = 1;
+    settings.train.epoch_steps = 2;
+    run(&settings, data, &data.join("run"))?;
+    let field = Field::open(&data.join("run"), Device::Cpu)?;
+    let path = data.join("small.field");
+    field.save(&path, Precision::Bits(8))?;
+    let bytes = std::fs::read(&path).expect("a file");
+    for (cut, flip) in [(bytes.len() / 2, None), (bytes.len(), Some(bytes.len() - 9)), (7, None)] {
+        let mut bytes = bytes[..cut].to_vec();
+        if let Some(place) = flip {
+            bytes[place] ^= 1;
+        }
+        std::fs::write(&path, &bytes).expect("a file");
+        assert!(Field::open(&path, Device::Cpu).is_err(), "{cut} {flip:?}");
+    }
+    // Weights alone do not say what they mean.
+    let error = Field::open(&data.join("run/best/model.safetensors"), Device::Cpu);
+    assert!(error.is_err_and(|error| error.to_string().contains("what they mean")));
+    assert!(Field::open(&data.join("nothing"), Device::Cpu).is_err());
+    assert!(field.save(&path, Precision::Bits(17)).is_err());
+
+    // What the metadata claim is checked: sizes, and levels that are not there.
+    let file = densely_core::weights::read(&data.join("run/best/model.safetensors"))?;
+    let pipeline = std::fs::read_to_string(data.join("run/best/preprocess.json")).expect("text");
+    let save = |pipeline: &str, packed: Option<&str>| {
+        let mut metadata = std::collections::BTreeMap::from([("field".to_owned(), pipeline.to_owned())]);
+        metadata.extend(packed.map(|text| ("packed".to_owned(), text.to_owned())));
+        densely_core::weights::save(&path, &file.tensors, &metadata)
+    };
+    save(&pipeline, None)?;
+    assert!(Field::open(&path, Device::Cpu).is_ok());
+    save(&pipeline.replace("\"height\":16", "\"height\":0"), None)?;
+    assert!(Field::open(&path, Device::Cpu).is_err());
+    let name = file.tensors.keys().next().expect("a tensor");
+    let packed = json!({ name: { "shape": [1_000_000, 1_000_000], "bits": 8, "scale": 1.0 } });
+    save(&pipeline, Some(&packed.to_string()))?;
+    assert!(Field::open(&path, Device::Cpu).is_err());
+    Ok(())
+}
