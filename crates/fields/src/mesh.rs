@@ -19,7 +19,7 @@ mod write;
 use std::path::Path;
 
 use densely_core::{Error, Result, check};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 pub use distance::{Sign, SignedDistance};
@@ -90,7 +90,8 @@ impl MeshReport {
 }
 
 /// What was done to a mesh: `new = (old - centre) · scale`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Normalisation {
     /// Middle of the bounding box.
     pub centre: [f64; 3],

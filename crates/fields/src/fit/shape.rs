@@ -21,20 +21,20 @@ use crate::signals::Coordinates;
 
 /// A surface, scaled into the cube from -1 to 1.
 #[derive(Debug)]
-pub struct Shape {
+pub(super) struct Shape {
     /// The scaled surface.
-    pub mesh: Mesh,
+    pub(super) mesh: Mesh,
     /// How it was scaled.
-    pub normalisation: Normalisation,
+    pub(super) normalisation: Normalisation,
     /// What a reader should know of it.
-    pub notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 /// Reads a surface.
 ///
 /// # Errors
 /// Those of [`Mesh::read`] and [`Mesh::normalise`].
-pub fn load(settings: &MeshSettings, folder: &Path) -> Result<Shape> {
+pub(super) fn load(settings: &MeshSettings, folder: &Path) -> Result<Shape> {
     let path = folder.join(&settings.file);
     let mut mesh = Mesh::read(&path)?;
     let normalisation = mesh

@@ -30,7 +30,7 @@ pub struct Loaded {
 ///
 /// # Errors
 /// Those of reading it; [`Error::Config`] for a size that it has not, and for settings of a mesh or a scene.
-pub fn load(data: &DataSettings, folder: &Path, convention: Convention) -> Result<Loaded> {
+pub(super) fn load(data: &DataSettings, folder: &Path, convention: Convention) -> Result<Loaded> {
     let plain = |signal| Loaded {
         signal,
         sample_rate: None,

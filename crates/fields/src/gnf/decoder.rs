@@ -67,6 +67,8 @@ pub struct RbfDecoderConfig {
     pub kernel: Kernel,
     /// Whether the store holds the vector `betas_shifts.0`, which the released code keeps, counts and never reads.
     pub shifts: bool,
+    /// Fresh centres lie within ± this; the released code has 1e-4.
+    pub spread: f64,
 }
 
 impl Default for RbfDecoderConfig {
@@ -77,6 +79,7 @@ impl Default for RbfDecoderConfig {
             outputs: 3,
             kernel: Kernel::Gaussian,
             shifts: true,
+            spread: 1e-4,
         }
     }
 }
@@ -89,11 +92,12 @@ impl RbfDecoderConfig {
     pub fn validate(&self) -> Result<()> {
         check::positive("features", self.features)?;
         check::positive("kernels", self.kernels)?;
+        check::above_zero("spread", self.spread)?;
         check::positive("outputs", self.outputs)
     }
 
     /// Creates the parameters under `vs`, drawing from libtorch's global generator what the released code draws, in its order: centres
-    /// U(±1e-4), widths 1, the linear layer as PyTorch's.
+    /// U(±spread), widths 1, the linear layer as PyTorch's.
     ///
     /// # Errors
     /// [`densely_core::Error::Config`] naming the field that is out of range.
@@ -107,7 +111,7 @@ impl RbfDecoderConfig {
         let centers = vs / "centers" / "0";
         let vector = [self.kernels];
         Ok(RbfDecoder {
-            centers: parameter(&centers, "weight", &uniform(&size, 1e-4)),
+            centers: parameter(&centers, "weight", &uniform(&size, self.spread)),
             betas: parameter(&(vs / "betas"), "0", &zeros(&size)),
             _shifts: self
                 .shifts

@@ -45,6 +45,8 @@ pub struct DifGridConfig {
     pub tiling: Tiling,
     /// Whether -1 and 1 are the middles of the outermost cells, or their outer borders.
     pub align_corners: bool,
+    /// Standard deviation of fresh values; the released code has 1.
+    pub deviation: f64,
 }
 
 impl Default for DifGridConfig {
@@ -56,6 +58,7 @@ impl Default for DifGridConfig {
             bands: vec![2.0, 3.2, 4.4, 5.6, 6.8, 8.0],
             tiling: Tiling::Bands,
             align_corners: false,
+            deviation: 1.0,
         }
     }
 }
@@ -85,6 +88,7 @@ impl DifGridConfig {
             check::positive("channels", *channels)?;
             check::positive("resolutions", *resolution)?;
         }
+        check::above_zero("deviation", self.deviation)?;
         let mut bands = self.bands.iter();
         bands.try_for_each(|band| check::above_zero("bands", *band))
     }
@@ -121,7 +125,7 @@ impl DifGridConfig {
         Ok(sized)
     }
 
-    /// Creates the parameters under `vs`, drawing N(0, 1) from libtorch's global generator.
+    /// Creates the parameters under `vs`, drawing normal numbers from libtorch's global generator.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field that is out of range.
@@ -133,6 +137,12 @@ impl DifGridConfig {
             let mut size = vec![*channels];
             size.extend(vec![*resolution; self.dim as usize]);
             let values = Tensor::randn(size.as_slice(), (Kind::Float, Device::Cpu));
+            // Not multiplied by 1: the same bits as the released code.
+            let values = if self.deviation.total_cmp(&1.0).is_eq() {
+                values
+            } else {
+                values * self.deviation
+            };
             parameter(&vs, &i.to_string(), &values)
         };
         let tiles: Vec<f64> = match self.tiling {

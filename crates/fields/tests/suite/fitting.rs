@@ -14,6 +14,7 @@ use densely_fields::fresh::FreshOptions;
 use densely_fields::mesh::Mesh;
 use densely_fields::signals::{Split, write_wav};
 use densely_train::event::Event;
+use densely_train::optim::OptimConfig;
 use densely_train::run::{FitOptions, ResumeFrom};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -66,6 +67,10 @@ fn small(settings: &mut FieldSettings) {
             config.insert("hidden".to_owned(), json!(16));
         }
         _ => {}
+    }
+    if let OptimConfig::Adam(adam) = &mut settings.train.optimizer {
+        // Small networks bear large steps, and have few of them here.
+        adam.lr = adam.lr.max(1e-3);
     }
     settings.train.batch_size = 1024;
     settings.train.epochs = 3;

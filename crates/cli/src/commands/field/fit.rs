@@ -302,15 +302,15 @@ impl Job<'_> {
                 Err(error) => return Err(error),
             },
             Described::Scene { views, test, .. } => {
-                let shown = test.iter().chain(0..views.len().min(1)).next();
+                let shown = if test.is_empty() { &[0][..] } else { test };
                 let mut cells = Vec::new();
-                for view in test.iter().take(VIEWS).chain(shown.filter(|_| test.is_empty())) {
-                    let seen = field.view(&views[*view])?;
-                    let lens = &views[*view].lens;
+                for view in shown.iter().take(VIEWS).filter_map(|view| views.get(*view)) {
+                    let seen = field.view(view)?;
+                    let lens = &view.lens;
                     let picture = super::render::picture_of(&seen.rgb, lens.height, lens.width)?;
                     cells.push(Cell {
                         png: thumbnail(&picture, 400)?,
-                        caption: vec![views[*view].name.clone()],
+                        caption: vec![view.name.clone()],
                         wrong: false,
                     });
                 }

@@ -34,6 +34,15 @@ const fn test_every() -> usize {
 }
 
 impl SceneSettings {
+    /// The scene of a file or folder, as the defaults have it.
+    pub const fn new(file: String) -> Self {
+        Self {
+            file,
+            pictures: String::new(),
+            test_every: test_every(),
+        }
+    }
+
     /// Reads the scene; gives it, the numbers of the views to train on, which are two at least, and those of the views that are held out.
     ///
     /// # Errors
