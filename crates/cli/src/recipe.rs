@@ -412,7 +412,11 @@ impl Recipe {
         let suggested = FieldSettings::suggest(data, preset)?;
         let as_text = |e: toml::ser::Error| Error::config("settings", e.to_string());
         let mut table = Table::try_from(&suggested).map_err(as_text)?;
-        for (name, own) in [("model", model), ("train", &self.train), ("train", &changes.train)] {
+        for (name, own) in [
+            ("model", model),
+            ("train", &self.train),
+            ("train", &changes.train),
+        ] {
             if let Some(Value::Table(table)) = table.get_mut(name) {
                 for (key, value) in own {
                     replace(table, key, value);

@@ -185,11 +185,7 @@ impl Fit<'_> {
         }
     }
 
-    fn signal(
-        &self,
-        preview: Option<Preview>,
-        observe: &mut dyn FnMut(&Event),
-    ) -> Result<Outcome> {
+    fn signal(&self, preview: Option<Preview>, observe: &mut dyn FnMut(&Event)) -> Result<Outcome> {
         let Self {
             settings, options, ..
         } = self;
@@ -228,7 +224,13 @@ impl Fit<'_> {
         };
         let found = self.train(&task, &vs, &pipeline, observe)?;
         let judge = |selection| {
-            signal::judge(&**network, selection, convention, usize::MAX, options.device)
+            signal::judge(
+                &**network,
+                selection,
+                convention,
+                usize::MAX,
+                options.device,
+            )
         };
         let mut scores = vec![("psnr", judge(&task.parts.train)?.psnr())];
         if let Some(test) = &task.parts.test {
@@ -348,7 +350,10 @@ fn described(loaded: &Loaded) -> Result<Described> {
             channels,
             convention,
         }),
-        (axes, _) => Err(Error::config("data", format!("no signal has the axes {axes:?}"))),
+        (axes, _) => Err(Error::config(
+            "data",
+            format!("no signal has the axes {axes:?}"),
+        )),
     }
 }
 

@@ -66,7 +66,10 @@ fn place_of(signal: &Path) -> Result<(PathBuf, String)> {
     let whole = signal.canonicalize().map_err(Error::io(signal))?;
     let name = whole.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| {
-        Error::data(signal, "has no name that is text; give it one, or run from the folder above")
+        Error::data(
+            signal,
+            "has no name that is text; give it one, or run from the folder above",
+        )
     })?;
     // As it was given, so that messages name it so.
     let folder = match signal.parent() {
@@ -110,7 +113,10 @@ fn data_of(signal: &Path, split: Split) -> Result<(PathBuf, DataSettings)> {
         })
     };
     if split != Split::All && data.split().is_none() {
-        let reason = format!("are for pictures, sounds and films; this is a {}", data.kind());
+        let reason = format!(
+            "are for pictures, sounds and films; this is a {}",
+            data.kind()
+        );
         return Err(Error::config("--held-out and --every", reason));
     }
     Ok((folder, data))
@@ -193,7 +199,10 @@ fn compress(arguments: &Compress, common: &Common) -> Result<()> {
     let bytes = field.save(&arguments.out, precision)?;
     let params = field.parameters();
     if common.json {
-        println!("{}", json!({ "out": arguments.out, "bytes": bytes, "params": params }));
+        println!(
+            "{}",
+            json!({ "out": arguments.out, "bytes": bytes, "params": params })
+        );
         return Ok(());
     }
     println!(

@@ -146,7 +146,13 @@ fn target(data: &DataSettings, folder: &Path, side: usize) -> Result<Tensor> {
             let film = to_grid(signal, &values)?.permute([3, 0, 1, 2]).contiguous();
             let sides: Vec<i64> = film.size()[1..]
                 .iter()
-                .map(|of| if side == 0 { *of } else { (*of).min(side as i64) })
+                .map(|of| {
+                    if side == 0 {
+                        *of
+                    } else {
+                        (*of).min(side as i64)
+                    }
+                })
                 .collect();
             let film = film.to_kind(Kind::Float).unsqueeze(0);
             Ok(film

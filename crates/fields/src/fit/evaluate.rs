@@ -31,7 +31,11 @@ pub struct Evaluation {
 pub fn evaluate(field: &Field, data: &DataSettings, folder: &Path) -> Result<Evaluation> {
     let of = &field.pipeline().signal;
     if of.kind() != data.kind() {
-        let reason = format!("is of kind {}, and the field of kind {}", data.kind(), of.kind());
+        let reason = format!(
+            "is of kind {}, and the field of kind {}",
+            data.kind(),
+            of.kind()
+        );
         return Err(Error::config("signal", reason));
     }
     match (of, data) {
@@ -47,9 +51,7 @@ pub fn evaluate(field: &Field, data: &DataSettings, folder: &Path) -> Result<Eva
             let all = loaded.signal.select(Split::All)?;
             let found = judge(network, &all, *convention, usize::MAX, device)?;
             let mut scores = vec![("psnr", found.psnr())];
-            scores.extend(
-                similarity(network, &loaded.signal, device)?.map(|ssim| ("ssim", ssim)),
-            );
+            scores.extend(similarity(network, &loaded.signal, device)?.map(|ssim| ("ssim", ssim)));
             Ok(Evaluation {
                 scores,
                 views: Vec::new(),
@@ -76,7 +78,10 @@ pub fn evaluate(field: &Field, data: &DataSettings, folder: &Path) -> Result<Eva
                 views,
             })
         }
-        _ => Err(Error::config("signal", "is of another kind than the field's")),
+        _ => Err(Error::config(
+            "signal",
+            "is of another kind than the field's",
+        )),
     }
 }
 

@@ -173,18 +173,17 @@ pub(super) enum Network {
 impl Network {
     /// Draws the network that a pipeline describes.
     pub(super) fn build(pipeline: &Pipeline, vs: &VarStore, seed: i64) -> Result<Self> {
-        seeded(seed, || match &pipeline.signal {
-            Described::Scene {
+        seeded(seed, || {
+            if let Described::Scene {
                 rays, pixel_radius, ..
-            } => {
+            } = &pipeline.signal
+            {
                 let config = RadianceConfig::of_preset(&pipeline.preset, &pipeline.config)?;
                 let field = RadianceField::build(&vs.root(), &config, rays)?;
-                Ok(Self::Radiance(field.with_pixel_radius(*pixel_radius)))
+                return Ok(Self::Radiance(field.with_pixel_radius(*pixel_radius)));
             }
-            _ => {
-                let preset = find(PRESETS, &pipeline.preset)?;
-                Ok(Self::Values((preset.build)(&pipeline.config, &vs.root())?))
-            }
+            let preset = find(PRESETS, &pipeline.preset)?;
+            Ok(Self::Values((preset.build)(&pipeline.config, &vs.root())?))
         })
     }
 }
@@ -292,7 +291,10 @@ impl Field {
     }
 
     fn not_of(&self, what: &str) -> Error {
-        let reason = format!("a field of kind {} has not {what}", self.pipeline.signal.kind());
+        let reason = format!(
+            "a field of kind {} has not {what}",
+            self.pipeline.signal.kind()
+        );
         Error::config("field", reason)
     }
 
@@ -313,7 +315,9 @@ impl Field {
             return Err(self.not_of("distances"));
         };
         check::shape("points", points, &[None, Some(3)])?;
-        Ok(self.at(&shape::coordinates(points, *coordinates))?.squeeze_dim(1))
+        Ok(self
+            .at(&shape::coordinates(points, *coordinates))?
+            .squeeze_dim(1))
     }
 
     /// A picture of `height` × `width` pixels of what `window` shows; of films at `time`, a share of their length from 0 to 1. At the size of what was fitted
@@ -352,7 +356,10 @@ impl Field {
             }
         }
         if !(0.0..=1.0).contains(&time) {
-            return Err(Error::config("time", format!("must lie in 0 to 1, got {time}")));
+            return Err(Error::config(
+                "time",
+                format!("must lie in 0 to 1, got {time}"),
+            ));
         }
         let [of_rows, of_columns] = [sizes[sizes.len() - 2], sizes[sizes.len() - 1]];
         let along = |axis: usize, count: usize, of: usize| -> Vec<f32> {
@@ -368,7 +375,11 @@ impl Field {
         let rows = along(0, height, of_rows);
         let moment = (sizes.len() == 3).then(|| {
             let frame = time * (sizes[0] - 1) as f64;
-            coordinate((frame + 0.5) / sizes[0] as f64, sizes[0], convention.coordinates)
+            coordinate(
+                (frame + 0.5) / sizes[0] as f64,
+                sizes[0],
+                convention.coordinates,
+            )
         });
         let network = self.values()?;
         let mut pixels = Vec::with_capacity(height * width * channels);
@@ -407,7 +418,13 @@ impl Field {
         let count = (samples as f64 * f64::from(sample_rate) / f64::from(own)).round() as usize;
         let count = count.max(1);
         let coords: Vec<f32> = (0..count)
-            .map(|i| coordinate((i as f64 + 0.5) / count as f64, samples, convention.coordinates))
+            .map(|i| {
+                coordinate(
+                    (i as f64 + 0.5) / count as f64,
+                    samples,
+                    convention.coordinates,
+                )
+            })
             .collect();
         let values = self.at(&Tensor::from_slice(&coords).unsqueeze(1))?;
         Ok(to_unit(&values, convention).clamp(0.0, 1.0) * 2.0 - 1.0)
@@ -501,7 +518,10 @@ pub(super) fn write_picture(
     let (axes, convention) = (signal.axes(), signal.convention());
     let (frames, sides) = axes.split_at(axes.len().saturating_sub(2));
     let [height, width] = sides else {
-        return Err(Error::config("--preview", "is for pictures, films, surfaces and scenes"));
+        return Err(Error::config(
+            "--preview",
+            "is for pictures, films, surfaces and scenes",
+        ));
     };
     let longest = (*height).max(*width);
     let scaled = |side: usize| (side * PREVIEW.min(longest) / longest).max(1);
@@ -555,8 +575,8 @@ pub(super) fn slice(
 
 /// The metadata of a file of a field.
 pub(super) fn metadata(pipeline: &Pipeline) -> Result<BTreeMap<String, String>> {
-    let text = serde_json::to_string(pipeline)
-        .map_err(|e| Error::config("field", e.to_string()))?;
+    let text =
+        serde_json::to_string(pipeline).map_err(|e| Error::config("field", e.to_string()))?;
     Ok(BTreeMap::from([
         ("preset".to_owned(), pipeline.preset.clone()),
         ("field".to_owned(), text),

@@ -132,10 +132,15 @@ fn unpack(name: &str, path: &Path, packed: &Packed, bytes: &Tensor) -> Result<Te
     let most = 2f32.powi(packed.bits as i32 - 1) - 1.0;
     let level = |level: i16| f32::from(level) / most * packed.scale;
     let values: Vec<f32> = if width == 1 {
-        plain.iter().map(|byte| level(i16::from(*byte as i8))).collect()
+        plain
+            .iter()
+            .map(|byte| level(i16::from(*byte as i8)))
+            .collect()
     } else {
         let pairs = plain.chunks_exact(2);
-        pairs.map(|pair| level(i16::from_le_bytes([pair[0], pair[1]]))).collect()
+        pairs
+            .map(|pair| level(i16::from_le_bytes([pair[0], pair[1]])))
+            .collect()
     };
     Ok(Tensor::from_slice(&values).view(packed.shape.as_slice()))
 }

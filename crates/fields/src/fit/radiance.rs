@@ -18,11 +18,11 @@ use std::cell::RefCell;
 use densely_core::registry::{find, parse_config};
 use densely_core::{Error, Result, check};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
-use super::settings::merge;
+use super::settings::{fitting_grid, merge};
 use crate::gnf::{GnfConfig, GnfRadiance};
 use crate::hashgrid::NgpConfig;
 use crate::mip_nerf::{self, MipNerf, MipNerfConfig};
@@ -129,14 +129,28 @@ pub enum RadianceConfig {
 }
 
 impl RadianceConfig {
-    /// The whole config of the preset `name` as JSON, with `changes` in place of its own settings, table by table.
+    /// The whole config of the preset `name` as JSON, as it suits photographs whose longer side has `side` pixels and which have `values` values in all: a hash
+    /// grid has cells of half a pixel about where the box is as wide as a picture, and no more values than the photographs; a Gaussian RBF network starts as
+    /// [`GnfConfig::quick_to_learn`] says. Then with `changes` in place of its settings, table by table.
     ///
     /// # Errors
     /// [`Error::UnknownPreset`]; [`Error::Config`] for a setting that is not there, and those of [`of_preset`](Self::of_preset).
-    pub fn resolve(name: &str, changes: &Map<String, Value>) -> Result<Value> {
+    pub fn resolve(
+        name: &str,
+        changes: &Map<String, Value>,
+        side: usize,
+        values: usize,
+    ) -> Result<Value> {
         let preset = find(PRESETS, name)?;
         let mut config = (preset.config)();
-        Self::of_preset(name, &config)?;
+        match Self::of_preset(name, &config)? {
+            Self::Ngp(mut ngp) => {
+                ngp.grid = fitting_grid(3, 2 * side, values);
+                config = json!(ngp);
+            }
+            Self::Gnf(gnf) => config = json!(gnf.quick_to_learn()),
+            Self::Nerf(_) | Self::MipNerf(_) => {}
+        }
         merge(&mut config, &Value::Object(changes.clone()))?;
         Self::of_preset(name, &config)?;
         Ok(config)

@@ -40,9 +40,11 @@ pub(super) fn open_scene(
     if model.convention.is_some() {
         return Err(Error::config("model.convention", "is not for scenes"));
     }
-    let config = RadianceConfig::resolve(&model.preset, &model.config)?;
     let rays = settings.train.rays.clone().unwrap_or_default();
     let (scene, train, test) = scene.open(folder)?;
+    let (height, width) = (scene.height(), scene.width());
+    let values = train.len() * height * width * 3;
+    let config = RadianceConfig::resolve(&model.preset, &model.config, height.max(width), values)?;
     scene.check_aim(&rays.occupancy.aabb)?;
     let pipeline = Pipeline {
         preset: model.preset.clone(),
@@ -93,12 +95,9 @@ impl SceneTask<'_> {
         let all = self.judged();
         let count = limit.min(all.len());
         let views: Vec<usize> = (0..count).map(|i| all[i * all.len() / count]).collect();
-        let found = judge_views(
-            &self.parts.scene,
-            &views,
-            self.parts.background,
-            &|view| self.render(view),
-        )?;
+        let found = judge_views(&self.parts.scene, &views, self.parts.background, &|view| {
+            self.render(view)
+        })?;
         Ok(means(&found))
     }
 }

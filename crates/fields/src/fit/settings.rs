@@ -10,8 +10,10 @@ use tch::{Kind, Tensor};
 
 use super::radiance::{RayConfig, SceneSettings};
 use crate::cam::CamConfig;
+use crate::gnf::GnfConfig;
 use crate::hashgrid::{Growth, HashGridConfig};
 use crate::models::PRESETS;
+use crate::occupancy::OccupancyConfig;
 use crate::signals::{Convention, Coordinates, Range, Split};
 
 /// The settings of one fit.
@@ -286,6 +288,24 @@ const fn sparse_adam(lr: f64) -> OptimConfig {
 }
 
 impl TrainSettings {
+    /// For scenes of a few hundred pixels on a processor: steps of 10 mm of a scene of 3 m, of which 32,768 at once.
+    fn for_scenes(self, rays: i64) -> Self {
+        Self {
+            batch_size: rays,
+            judge_limit: 2,
+            rays: Some(RayConfig {
+                samples: 1 << 15,
+                occupancy: OccupancyConfig {
+                    resolution: 64,
+                    step: 1e-2,
+                    ..OccupancyConfig::default()
+                },
+                ..RayConfig::default()
+            }),
+            ..self
+        }
+    }
+
     /// What a network of this preset is trained by when nothing is said: its paper's optimiser and loss, with batches and a number of steps for minutes
     /// on a processor.
     pub fn of_preset(preset: &str, data: &DataSettings) -> Self {
@@ -332,25 +352,19 @@ impl TrainSettings {
             },
             "ngp" => Self {
                 optimizer: sparse_adam(1e-2),
-                batch_size: 4096,
-                judge_limit: 2,
-                ..base
+                ..base.for_scenes(1024)
             },
             "gnf-radiance" => Self {
                 optimizer: OptimConfig::Adam(AdamConfig {
-                    lr: 2e-2,
+                    lr: 1e-2,
                     betas: [0.9, 0.99],
                     ..AdamConfig::default()
                 }),
-                batch_size: 4096,
-                judge_limit: 2,
-                ..base
+                ..base.for_scenes(1024)
             },
             "nerf" | "nerf+cam" | "t-nerf" | "t-nerf+cam" | "mip-nerf" | "mip-nerf+cam" => Self {
                 optimizer: adam(5e-4),
-                batch_size: 1024,
-                judge_limit: 2,
-                ..base
+                ..base.for_scenes(512)
             },
             _ => Self { loss, ..base },
         }
@@ -495,7 +509,10 @@ pub(super) fn resolve(
         let path: Vec<&str> = place.split('/').skip(1).collect();
         if named(&model.config, &path) {
             let reason = "comes from the signal and must not stand here";
-            return Err(Error::config(format!("model.config.{}", path.join(".")), reason));
+            return Err(Error::config(
+                format!("model.config.{}", path.join(".")),
+                reason,
+            ));
         }
     }
     merge(&mut config, &Value::Object(model.config.clone()))?;
@@ -534,34 +551,34 @@ fn sizes_of(preset: &str) -> [&'static str; 2] {
 fn places_of(preset: &str, axes: &[usize], outputs: usize) -> Vec<(&'static str, Value)> {
     match (preset, axes.len()) {
         ("hashgrid", 2 | 3) if axes.iter().all(|side| *side > 0) => {
-            let (finest, log2_table) = fitting_table(axes, outputs);
-            vec![
-                ("/grid/growth", json!(Growth::Finest(finest))),
-                ("/grid/log2_table", json!(log2_table)),
-            ]
+            // A cell for each sample along the longest axis.
+            let longest = axes.iter().copied().max().unwrap_or(1);
+            let values = axes.iter().product::<usize>().saturating_mul(outputs);
+            vec![(
+                "/grid",
+                json!(fitting_grid(axes.len() as i64, longest, values)),
+            )]
         }
         // By the time of a film, as CAM does it.
         ("cam-image", 1) => vec![("/cam", json!(CamConfig::signal()))],
         ("cam-image", 3) => vec![("/cam", json!(CamConfig::time()))],
         // The value that the authors of SIREN take for sounds.
         ("siren" | "siren-fresh", 1) => vec![("/first_omega", json!(3000.0))],
-        ("gnf-image", 3) => vec![("/encoder", json!(crate::gnf::GnfConfig::sdf().encoder))],
-        ("gnf-sdf", 2) => vec![("/encoder", json!(crate::gnf::GnfConfig::image().encoder))],
+        ("gnf-image" | "gnf-sdf", 3) => vec![("", json!(GnfConfig::sdf().quick_to_learn()))],
+        ("gnf-image" | "gnf-sdf", 2) => vec![("", json!(GnfConfig::image().quick_to_learn()))],
         _ => Vec::new(),
     }
 }
 
-/// A grid whose finest level has a cell for each sample along the longest axis, and the largest table with which it has no more values than the signal.
-fn fitting_table(axes: &[usize], outputs: usize) -> (i64, i64) {
-    let longest = axes.iter().copied().max().unwrap_or(1);
-    let values = axes.iter().product::<usize>().saturating_mul(outputs);
+/// A grid with `finest` cells along an axis at its last level, and the largest table with which it has no more values than the signal.
+pub(super) fn fitting_grid(inputs: i64, finest: usize, values: usize) -> HashGridConfig {
     let base = HashGridConfig::default();
-    let finest = (longest as i64).clamp(base.base, 1 << 20);
+    let finest = (finest as i64).clamp(base.base, 1 << 20);
     let config = |log2_table| HashGridConfig {
-        inputs: axes.len() as i64,
+        inputs,
         growth: Growth::Finest(finest),
         log2_table,
-        ..base
+        ..HashGridConfig::default()
     };
     let fits = |log2_table: &i64| {
         let config = config(*log2_table);
@@ -569,7 +586,7 @@ fn fitting_table(axes: &[usize], outputs: usize) -> (i64, i64) {
         entries * config.features <= values as i64
     };
     let log2_table = (LEAST_TABLE..=MOST_TABLE).rev().find(fits);
-    (finest, log2_table.unwrap_or(LEAST_TABLE))
+    config(log2_table.unwrap_or(LEAST_TABLE))
 }
 
 /// Logarithms to base 2 of the entries of a level that are chosen for a signal, at least and at most.
@@ -631,7 +648,10 @@ mod tests {
     #[test]
     fn the_signal_sets_the_sizes_and_changes_are_merged_table_by_table() -> Result<()> {
         let (_, config) = resolve(
-            &model("hashgrid", json!({ "grid": { "log2_table": 14, "growth": { "finest": 256 } } })),
+            &model(
+                "hashgrid",
+                json!({ "grid": { "log2_table": 14, "growth": { "finest": 256 } } }),
+            ),
             &[64, 64],
             1,
         )?;
@@ -650,14 +670,22 @@ mod tests {
 
     #[test]
     fn a_grid_follows_the_size_of_the_signal_and_has_no_more_values() -> Result<()> {
-        for axes in [&[512usize, 768][..], &[40, 30], &[4000, 3000], &[24, 100, 120]] {
+        for axes in [
+            &[512usize, 768][..],
+            &[40, 30],
+            &[4000, 3000],
+            &[24, 100, 120],
+        ] {
             let (preset, config) = resolve(&model("hashgrid", json!({})), axes, 3)?;
             let vs = tch::nn::VarStore::new(tch::Device::Cpu);
             (preset.build)(&config, &vs.root())?;
             let table = densely_core::weights::named(&vs)["encoding.params"].numel();
             let values: usize = axes.iter().product::<usize>() * 3;
             assert!(table <= values.max(16 * 2 * 256), "{axes:?}: {table}");
-            assert_eq!(config["grid"]["growth"]["finest"], *axes.iter().max().expect("axes"));
+            assert_eq!(
+                config["grid"]["growth"]["finest"],
+                *axes.iter().max().expect("axes")
+            );
         }
         Ok(())
     }
@@ -665,7 +693,10 @@ mod tests {
     #[test]
     fn what_cannot_be_set_is_named() {
         let wrong = [
-            (model("siren", json!({ "inputs": 2 })), "model.config.inputs"),
+            (
+                model("siren", json!({ "inputs": 2 })),
+                "model.config.inputs",
+            ),
             (
                 model("hashgrid", json!({ "grid": { "inputs": 2 } })),
                 "model.config.grid.inputs",

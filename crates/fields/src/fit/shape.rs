@@ -229,11 +229,7 @@ pub(super) fn compare(
     let mut overlap = Overlap::default();
     let (mut sum, mut count) = (0.0, 0.0);
     let line = Tensor::linspace(-1.0, 1.0, resolution as i64, (Kind::Float, Device::Cpu));
-    let layer = Tensor::stack(
-        &Tensor::meshgrid_indexing(&[&line, &line], "ij"),
-        -1,
-    )
-    .view([-1, 2]);
+    let layer = Tensor::stack(&Tensor::meshgrid_indexing(&[&line, &line], "ij"), -1).view([-1, 2]);
     let mut layers = Vec::with_capacity(resolution);
     for x in 0..resolution as i64 {
         let first = line.get(x).expand([layer.size()[0], 1], false);
@@ -241,7 +237,10 @@ pub(super) fn compare(
         let distances = exact.at(&points)?;
         let found = values(&points)?;
         overlap.add(&found.le(0.0), &distances.le(0.0))?;
-        sum += (&found - distances).abs().sum(Kind::Double).double_value(&[]);
+        sum += (&found - distances)
+            .abs()
+            .sum(Kind::Double)
+            .double_value(&[]);
         count += layer.size()[0] as f64;
         layers.push(found.view([resolution as i64; 2]));
     }

@@ -47,9 +47,10 @@ pub(super) fn load(data: &DataSettings, folder: &Path, convention: Convention) -
                 sample_rate: Some(sound.sample_rate),
             })
         }
-        DataSettings::Video(settings) => {
-            Ok(plain(read_frames(&folder.join(&settings.file), convention)?))
-        }
+        DataSettings::Video(settings) => Ok(plain(read_frames(
+            &folder.join(&settings.file),
+            convention,
+        )?)),
         DataSettings::Mesh(_) | DataSettings::Scene(_) => {
             let reason = format!("a {} is no signal on a grid", data.kind());
             Err(Error::config("data.kind", reason))
@@ -177,7 +178,11 @@ impl SignalTask<'_> {
 }
 
 /// PSNR of the mean value of each channel, on at most `limit` samples.
-pub(super) fn flat_psnr(selection: &Selection, convention: Convention, limit: usize) -> Result<f64> {
+pub(super) fn flat_psnr(
+    selection: &Selection,
+    convention: Convention,
+    limit: usize,
+) -> Result<f64> {
     let batch = if selection.len() <= limit {
         selection.all()?
     } else {

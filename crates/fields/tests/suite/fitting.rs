@@ -100,7 +100,9 @@ fn run(settings: &FieldSettings, data: &Path, folder: &Path) -> Result<Outcome> 
 
 fn score(outcome: &Outcome, name: &str) -> f64 {
     let found = outcome.scores.iter().find(|(own, _)| *own == name);
-    found.unwrap_or_else(|| panic!("{name} in {:?}", outcome.scores)).1
+    found
+        .unwrap_or_else(|| panic!("{name} in {:?}", outcome.scores))
+        .1
 }
 
 fn weights(folder: &Path) -> Vec<u8> {
@@ -131,7 +133,10 @@ fn a_picture_is_fitted_rendered_judged_and_packed() -> Result<()> {
         let made = field.picture([40, 56], Window::WHOLE, 0.0, &mut |_, _| ())?;
         let difference = (made.to_tensor() - picture.to_tensor()).square();
         let by_hand = -10.0 * difference.mean(Kind::Double).double_value(&[]).log10();
-        assert!((by_hand - psnr).abs() < 0.3, "{preset}: {by_hand} and {psnr}");
+        assert!(
+            (by_hand - psnr).abs() < 0.3,
+            "{preset}: {by_hand} and {psnr}"
+        );
 
         // A window is a part of the whole: its pixels are those of a larger picture.
         let large = field.picture([80, 112], Window::WHOLE, 0.0, &mut |_, _| ())?;
@@ -153,15 +158,28 @@ fn a_picture_is_fitted_rendered_judged_and_packed() -> Result<()> {
         let path = data.join(format!("{preset}.field"));
         let full = field.save(&path, Precision::Full)?;
         let again = Field::open(&path, Device::Cpu)?;
-        assert_eq!(again.picture([40, 56], Window::WHOLE, 0.0, &mut |_, _| ())?.pixels(), made.pixels());
+        assert_eq!(
+            again
+                .picture([40, 56], Window::WHOLE, 0.0, &mut |_, _| ())?
+                .pixels(),
+            made.pixels()
+        );
         let twelve = field.save(&path, Precision::Bits(12))?;
         let packed = evaluate(&Field::open(&path, Device::Cpu)?, &settings.data, data)?;
         assert!(twelve < full, "{twelve} and {full} bytes");
-        assert!(packed.scores[0].1 > psnr - 1.5, "{preset}: {psnr} and {:?}", packed.scores);
+        assert!(
+            packed.scores[0].1 > psnr - 1.5,
+            "{preset}: {psnr} and {:?}",
+            packed.scores
+        );
         let half = field.save(&path, Precision::Half)?;
         let halved = evaluate(&Field::open(&path, Device::Cpu)?, &settings.data, data)?;
         assert!(half < full);
-        assert!((halved.scores[0].1 - psnr).abs() < 0.5, "{preset}: {psnr} and {:?}", halved.scores);
+        assert!(
+            (halved.scores[0].1 - psnr).abs() < 0.5,
+            "{preset}: {psnr} and {:?}",
+            halved.scores
+        );
     }
     Ok(())
 }
@@ -204,7 +222,10 @@ fn sounds_and_films_are_fitted() -> Result<()> {
     let home = tempfile::tempdir().expect("a folder");
     let data = home.path();
     let times = Tensor::arange(2000, (Kind::Float, Device::Cpu)) / 2000.0;
-    let sound = Tensor::stack(&[(&times * 200.0).sin() * 0.5, (&times * 90.0).cos() * 0.3], 1);
+    let sound = Tensor::stack(
+        &[(&times * 200.0).sin() * 0.5, (&times * 90.0).cos() * 0.3],
+        1,
+    );
     write_wav(&data.join("tone.wav"), &sound, 8000)?;
     let settings = DataSettings::Sound(SoundSettings {
         file: "tone.wav".to_owned(),
@@ -212,7 +233,10 @@ fn sounds_and_films_are_fitted() -> Result<()> {
     });
     let mut settings = FieldSettings::suggest(settings, None)?;
     small(&mut settings);
-    settings.model.config.insert("first_omega".to_owned(), json!(200.0));
+    settings
+        .model
+        .config
+        .insert("first_omega".to_owned(), json!(200.0));
     settings.train.epochs = 6;
     let outcome = run(&settings, data, &data.join("sound"))?;
     assert!(score(&outcome, "psnr") > 25.0, "{:?}", outcome.scores);
@@ -220,7 +244,12 @@ fn sounds_and_films_are_fitted() -> Result<()> {
     assert_eq!(field.sound(4000)?.size(), [1000, 2]);
     let difference = (field.sound(8000)? - sound).abs().mean(Kind::Double);
     assert!(difference.double_value(&[]) < 0.1);
-    assert!(field.surface(16).is_err() && field.picture([4, 4], Window::WHOLE, 0.0, &mut |_, _| ()).is_err());
+    assert!(
+        field.surface(16).is_err()
+            && field
+                .picture([4, 4], Window::WHOLE, 0.0, &mut |_, _| ())
+                .is_err()
+    );
 
     let film = data.join("film");
     std::fs::create_dir(&film).expect("a folder");
@@ -276,7 +305,10 @@ fn a_surface_is_fitted_and_comes_back_in_its_own_coordinates() -> Result<()> {
     mesh.resolution = 32;
     let mut settings = FieldSettings::suggest(DataSettings::Mesh(mesh), Some("siren"))?;
     small(&mut settings);
-    settings.model.config.insert("first_omega".to_owned(), json!(10.0));
+    settings
+        .model
+        .config
+        .insert("first_omega".to_owned(), json!(10.0));
     settings.train.epochs = 6;
     let outcome = run(&settings, data, &data.join("run"))?;
     assert!(score(&outcome, "iou") > 0.9, "{:?}", outcome.scores);
@@ -285,7 +317,10 @@ fn a_surface_is_fitted_and_comes_back_in_its_own_coordinates() -> Result<()> {
     let surface = field.surface(48)?;
     let [low, high] = surface.bounds();
     for (axis, size) in [3.0, 2.0, 1.5].into_iter().enumerate() {
-        assert!((low[axis] - 5.0).abs() < 0.3 && (high[axis] - 5.0 - size).abs() < 0.3, "{low:?} {high:?}");
+        assert!(
+            (low[axis] - 5.0).abs() < 0.3 && (high[axis] - 5.0 - size).abs() < 0.3,
+            "{low:?} {high:?}"
+        );
     }
     Ok(())
 }
@@ -339,7 +374,10 @@ fn spectra_choose_a_higher_frequency_for_a_finer_picture() -> Result<()> {
             },
         };
         let choice = choose_frequency(&mut settings, data, &options, &mut |_| ())?;
-        assert_eq!(settings.model.config["first_omega"], json!(choice.chosen.value));
+        assert_eq!(
+            settings.model.config["first_omega"],
+            json!(choice.chosen.value)
+        );
         chosen.push(choice.chosen.value);
         let again = choose_frequency(&mut settings, data, &options, &mut |_| ());
         assert!(again.is_err_and(|error| error.to_string().contains("first_omega")));
@@ -364,7 +402,9 @@ fn what_cannot_be_fitted_has_its_sentence() -> Result<()> {
         change(&mut settings);
         wrong.push((settings, word));
     };
-    with("nothing.png", &|s| s.data = image_settings("nothing.png", "siren", Split::All).data);
+    with("nothing.png", &|s| {
+        s.data = image_settings("nothing.png", "siren", Split::All).data
+    });
     with("data.crop", &|s| {
         if let DataSettings::Image(image) = &mut s.data {
             image.crop = 25;
@@ -377,7 +417,10 @@ fn what_cannot_be_fitted_has_its_sentence() -> Result<()> {
     });
     with("held_out", &|s| {
         if let DataSettings::Image(image) = &mut s.data {
-            image.split = Split::Kept { held_out: 1.0, seed: 0 };
+            image.split = Split::Kept {
+                held_out: 1.0,
+                seed: 0,
+            };
         }
     });
     with("batch_size", &|s| s.train.batch_size = -1);
@@ -386,7 +429,9 @@ fn what_cannot_be_fitted_has_its_sentence() -> Result<()> {
     with("ranges|no such|omega", &|s| {
         s.model.config.insert("first_omega".to_owned(), json!(-1.0));
     });
-    with("train.rays", &|s| s.train.rays = Some(densely_fields::fit::radiance::RayConfig::default()));
+    with("train.rays", &|s| {
+        s.train.rays = Some(densely_fields::fit::radiance::RayConfig::default())
+    });
     // Frequencies far above those of the picture: nothing is learnt, and that is said.
     with("frequencies are too high", &|s| {
         s.model.config.insert("first_omega".to_owned(), json!(1e7));
@@ -397,22 +442,38 @@ fn what_cannot_be_fitted_has_its_sentence() -> Result<()> {
     for (number, (settings, words)) in wrong.iter().enumerate() {
         let result = run(settings, data, &data.join(format!("wrong-{number}")));
         let error = result.expect_err(words).to_string();
-        assert!(words.split('|').any(|word| error.contains(word)), "{words}: {error}");
+        assert!(
+            words.split('|').any(|word| error.contains(word)),
+            "{words}: {error}"
+        );
     }
 
     let folder = data.join("run");
     run(&base, data, &folder)?;
     let field = Field::open(&folder, Device::Cpu)?;
     let other = image_settings("other.png", "siren", Split::All);
-    let error = evaluate(&field, &other.data, data).expect_err("another size").to_string();
-    assert!(error.contains("[24, 30]") && error.contains("[24, 32]"), "{error}");
+    let error = evaluate(&field, &other.data, data)
+        .expect_err("another size")
+        .to_string();
+    assert!(
+        error.contains("[24, 30]") && error.contains("[24, 32]"),
+        "{error}"
+    );
     let window = Window {
         start: [0.5, 0.0],
         size: [0.6, 1.0],
     };
     assert!(field.picture([4, 4], window, 0.0, &mut |_, _| ()).is_err());
-    assert!(field.picture([0, 4], Window::WHOLE, 0.0, &mut |_, _| ()).is_err());
-    assert!(field.picture([4, 4], Window::WHOLE, f64::NAN, &mut |_, _| ()).is_err());
+    assert!(
+        field
+            .picture([0, 4], Window::WHOLE, 0.0, &mut |_, _| ())
+            .is_err()
+    );
+    assert!(
+        field
+            .picture([4, 4], Window::WHOLE, f64::NAN, &mut |_, _| ())
+            .is_err()
+    );
     Ok(())
 }
 
@@ -429,7 +490,11 @@ fn damaged_files_of_fields_are_refused() -> Result<()> {
     let path = data.join("small.field");
     field.save(&path, Precision::Bits(8))?;
     let bytes = std::fs::read(&path).expect("a file");
-    for (cut, flip) in [(bytes.len() / 2, None), (bytes.len(), Some(bytes.len() - 9)), (7, None)] {
+    for (cut, flip) in [
+        (bytes.len() / 2, None),
+        (bytes.len(), Some(bytes.len() - 9)),
+        (7, None),
+    ] {
         let mut bytes = bytes[..cut].to_vec();
         if let Some(place) = flip {
             bytes[place] ^= 1;
@@ -447,7 +512,8 @@ fn damaged_files_of_fields_are_refused() -> Result<()> {
     let file = densely_core::weights::read(&data.join("run/best/model.safetensors"))?;
     let pipeline = std::fs::read_to_string(data.join("run/best/preprocess.json")).expect("text");
     let save = |pipeline: &str, packed: Option<&str>| {
-        let mut metadata = std::collections::BTreeMap::from([("field".to_owned(), pipeline.to_owned())]);
+        let mut metadata =
+            std::collections::BTreeMap::from([("field".to_owned(), pipeline.to_owned())]);
         metadata.extend(packed.map(|text| ("packed".to_owned(), text.to_owned())));
         densely_core::weights::save(&path, &file.tensors, &metadata)
     };

@@ -6,9 +6,9 @@
 
 mod cam;
 mod contract;
-mod fresh;
 #[cfg(feature = "image")]
 mod fitting;
+mod fresh;
 mod fused;
 mod gnf;
 mod grids;

@@ -440,14 +440,14 @@ fn configs_are_checked() -> Result<()> {
         assert!(message.contains(field), "{message}");
     }
     let changes = json!({ "head": { "hidden": 32 } });
-    let config = RadianceConfig::resolve("ngp", changes.as_object().expect("a table"))?;
+    let config = RadianceConfig::resolve("ngp", changes.as_object().expect("a table"), 16, 6144)?;
     let RadianceConfig::Ngp(config) = RadianceConfig::of_preset("ngp", &config)? else {
         panic!("another network");
     };
     assert_eq!((config.head.hidden, config.head.geometry), (32, 16));
     for (name, word) in [("ngp", "head"), ("siren", "model.preset"), ("nrf", "nerf")] {
         let changes = json!({ "haed": 1 });
-        let error = RadianceConfig::resolve(name, changes.as_object().expect("a table"));
+        let error = RadianceConfig::resolve(name, changes.as_object().expect("a table"), 16, 6144);
         let error = error.expect_err(word).to_string();
         assert!(error.contains(word), "{error}");
     }

@@ -108,7 +108,11 @@ pub(super) fn run(arguments: &Fit, common: &Common) -> Result<()> {
         None => Path::new("runs").join(run_name(&arguments.signal)?),
     };
     let job = Job {
-        title: &format!("{} on {}", settings.model.preset, arguments.signal.display()),
+        title: &format!(
+            "{} on {}",
+            settings.model.preset,
+            arguments.signal.display()
+        ),
         settings: &settings,
         folder: &folder,
         signal: &arguments.signal,
@@ -136,7 +140,9 @@ fn run_name(signal: &Path) -> Result<String> {
     let stem = if signal.is_dir() {
         name.as_str()
     } else {
-        name.split('.').find(|part| !part.is_empty()).unwrap_or(&name)
+        name.split('.')
+            .find(|part| !part.is_empty())
+            .unwrap_or(&name)
     };
     Ok(stem.to_owned())
 }
@@ -182,7 +188,10 @@ pub(crate) fn choose(
     common: &Common,
 ) -> Result<Choice> {
     if !common.quiet {
-        eprintln!("comparing spectra of {} before training", settings.model.preset);
+        eprintln!(
+            "comparing spectra of {} before training",
+            settings.model.preset
+        );
     }
     let choice = choose_frequency(settings, folder, options, &mut |score| {
         if !common.quiet {
@@ -194,7 +203,10 @@ pub(crate) fn choose(
         }
     })?;
     if !common.quiet {
-        eprintln!("chosen: {} = {}", choice.chosen.setting, choice.chosen.value);
+        eprintln!(
+            "chosen: {} = {}",
+            choice.chosen.setting, choice.chosen.value
+        );
     }
     Ok(choice)
 }
@@ -245,7 +257,13 @@ impl Job<'_> {
         };
         let settings = self.settings;
         let outcome = watched_with(&options, common, Some(words(&settings.data)), |observe| {
-            fit(settings, self.folder, &options, self.preview.as_ref(), observe)
+            fit(
+                settings,
+                self.folder,
+                &options,
+                self.preview.as_ref(),
+                observe,
+            )
         })?;
         let field = Field::open(folder, device)?;
         let mut plots = run_plots(folder)?;
@@ -271,7 +289,8 @@ impl Job<'_> {
         let mut made = Vec::new();
         match &field.pipeline().signal {
             Described::Image { height, width, .. } => {
-                let picture = field.picture([*height, *width], Window::WHOLE, 0.0, &mut |_, _| ())?;
+                let picture =
+                    field.picture([*height, *width], Window::WHOLE, 0.0, &mut |_, _| ())?;
                 let path = folder.join("reconstruction.png");
                 write_png(&path, &picture)?;
                 made.push(path);
@@ -458,7 +477,10 @@ fn spectra(choice: &Choice, folder: &Path) -> Result<Vec<PathBuf>> {
         .map(|score| (score.value, score.mean))
         .collect();
     let axes = Axes::new(
-        format!("FreSh: {} {} is nearest", choice.chosen.setting, choice.chosen.value),
+        format!(
+            "FreSh: {} {} is nearest",
+            choice.chosen.setting, choice.chosen.value
+        ),
         choice.chosen.setting.clone(),
         "distance of the spectra",
     );
@@ -474,7 +496,11 @@ fn spectra(choice: &Choice, folder: &Path) -> Result<Vec<PathBuf>> {
         .enumerate()
         .map(|(k, value)| ((k + 1) as f64, value.max(1e-12).log10()))
         .collect();
-    let axes = Axes::new("Spectrum of the signal", "k = u + v", "log₁₀ of the sum of amplitudes");
+    let axes = Axes::new(
+        "Spectrum of the signal",
+        "k = u + v",
+        "log₁₀ of the sum of amplitudes",
+    );
     let series = Series {
         name: "signal".to_owned(),
         points,

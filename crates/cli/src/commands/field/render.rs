@@ -69,15 +69,16 @@ pub(super) fn run(arguments: &Render, common: &Common) -> Result<()> {
             height,
             width,
             ..
-        } => match arguments.time {
-            Some(time) => arguments.picture(&field, [*height, *width], time, common)?,
-            None => {
+        } => {
+            if let Some(time) = arguments.time {
+                arguments.picture(&field, [*height, *width], time, common)?
+            } else {
                 let size = arguments.size_of([*height, *width])?;
                 let count = arguments.frames.unwrap_or(*frames);
                 write_frames(out, &field, count, size)?;
                 format!("{count} frames of {} × {} pixels", size[1], size[0])
             }
-        },
+        }
         Described::Sound { sample_rate, .. } => {
             let rate = arguments.sample_rate.unwrap_or(*sample_rate);
             let sound = field.sound(rate)?;
@@ -120,7 +121,10 @@ impl Render {
         ];
         for (name, is_given, kinds) in given {
             if is_given && !kinds.contains(&kind) {
-                let reason = format!("is for fields of kind {}; this is a {kind}", kinds.join(", "));
+                let reason = format!(
+                    "is for fields of kind {}; this is a {kind}",
+                    kinds.join(", ")
+                );
                 return Err(Error::config(name, reason));
             }
         }
@@ -154,16 +158,14 @@ impl Render {
             .split(',')
             .filter_map(|part| part.trim().parse().ok())
             .collect();
-        match numbers.as_slice() {
-            [left, top, width, height] => Ok(Window {
-                start: [*top, *left],
-                size: [*height, *width],
-            }),
-            _ => {
-                let reason = format!("must be four numbers like 0.4,0.3,0.2,0.2, got `{text}`");
-                Err(Error::config("--zoom", reason))
-            }
+        if let [left, top, width, height] = *numbers.as_slice() {
+            return Ok(Window {
+                start: [top, left],
+                size: [height, width],
+            });
         }
+        let reason = format!("must be four numbers like 0.4,0.3,0.2,0.2, got `{text}`");
+        Err(Error::config("--zoom", reason))
     }
 
     fn picture(
@@ -192,7 +194,9 @@ impl Render {
         };
         let size = self.size_of([first.lens.height, first.lens.width])?;
         let Some(frames) = self.turntable else {
-            let number = self.view.unwrap_or_else(|| test.first().copied().unwrap_or(0));
+            let number = self
+                .view
+                .unwrap_or_else(|| test.first().copied().unwrap_or(0));
             let view = views.get(number).ok_or_else(|| {
                 let reason = format!("must be below {}, got {number}", views.len());
                 Error::config("--view", reason)
@@ -212,7 +216,10 @@ impl Render {
             bar.update(0, number as u64 + 1, None);
         }
         bar.finish();
-        Ok(format!("{frames} frames of {} × {} pixels", size[1], size[0]))
+        Ok(format!(
+            "{frames} frames of {} × {} pixels",
+            size[1], size[0]
+        ))
     }
 }
 

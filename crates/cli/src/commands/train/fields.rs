@@ -94,7 +94,10 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
         return Err(Error::config("--export", "is not for recipes of fields"));
     }
     let compare: Compare = recipe.compare(&arguments.recipe)?.unwrap_or_default();
-    check_names(MODELS, compare.models.iter().map(|changes| changes.name.as_str()))?;
+    check_names(
+        MODELS,
+        compare.models.iter().map(|changes| changes.name.as_str()),
+    )?;
     let files = recipe.signals(&arguments.recipe)?;
     let out = arguments
         .out
@@ -283,10 +286,17 @@ impl Bench<'_> {
 
     /// All models by their scores: of all signals, and of each.
     fn comparison(&self, rows: &[Row]) -> Value {
-        let names: Vec<&str> = rows[0].cells[0].scores.iter().map(|(name, _)| *name).collect();
+        let names: Vec<&str> = rows[0].cells[0]
+            .scores
+            .iter()
+            .map(|(name, _)| *name)
+            .collect();
         let metric = names[0];
         let mut table = Vec::new();
-        for name in names.iter().filter(|name| name.starts_with("psnr") || **name == metric) {
+        for name in names
+            .iter()
+            .filter(|name| name.starts_with("psnr") || **name == metric)
+        {
             let split = if *name == metric {
                 format!("mean of {} signals", self.files.len())
             } else {
@@ -365,7 +375,11 @@ fn curves(rows: &[Row], recipe: &Recipe, out: &Path) -> Result<PathBuf> {
     }
     let path = out.join("comparison.svg");
     let title = format!("{}: score while it trains", recipe.name);
-    plot::line(&path, &Axes::new(title, "step", "PSNR [dB] or IoU"), &series)?;
+    plot::line(
+        &path,
+        &Axes::new(title, "step", "PSNR [dB] or IoU"),
+        &series,
+    )?;
     Ok(path)
 }
 
@@ -430,7 +444,12 @@ impl Bench<'_> {
             }
             lines_of.push(Series {
                 name: file,
-                points: sweep.values.iter().copied().zip(scores.iter().copied()).collect(),
+                points: sweep
+                    .values
+                    .iter()
+                    .copied()
+                    .zip(scores.iter().copied())
+                    .collect(),
             });
             found.push(Searched {
                 scores,
@@ -441,7 +460,11 @@ impl Bench<'_> {
         }
         let path = out.join("sweep.svg");
         let title = format!("{}: score by {}", self.recipe.name, sweep.setting);
-        plot::line(&path, &Axes::new(title, sweep.setting.clone(), "PSNR [dB]"), &lines_of)?;
+        plot::line(
+            &path,
+            &Axes::new(title, sweep.setting.clone(), "PSNR [dB]"),
+            &lines_of,
+        )?;
         self.plots.push(path);
         Ok(self.swept(sweep, &found, seed))
     }
@@ -461,7 +484,13 @@ impl Bench<'_> {
             ("time_share", "lower", share),
         ] {
             let seeds = [json!({ "seed": seed, "value": value })];
-            let metric = over_seeds(self.recipe, (name, json!(better)), &[value], &seeds, self.common);
+            let metric = over_seeds(
+                self.recipe,
+                (name, json!(better)),
+                &[value],
+                &seeds,
+                self.common,
+            );
             metrics.insert(name.to_owned(), metric);
         }
         let mut rows = Vec::new();
