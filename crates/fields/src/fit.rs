@@ -30,6 +30,7 @@ mod field;
 mod file;
 mod preview;
 pub mod radiance;
+mod resolve;
 mod scene;
 mod settings;
 mod shape;
@@ -53,8 +54,9 @@ pub use evaluate::{Evaluation, evaluate};
 pub use field::{Described, Field, Pipeline, Window};
 pub use file::Precision;
 pub use preview::PreviewOptions;
+pub use resolve::FIELDS;
 pub use settings::{
-    DataSettings, FIELDS, FieldLoss, FieldSettings, ImageSettings, MeshSettings, ModelSettings,
+    DataSettings, FieldLoss, FieldSettings, ImageSettings, MeshSettings, ModelSettings,
     SoundSettings, TrainSettings, VideoSettings,
 };
 pub use shape::ShapeScores;
@@ -62,8 +64,9 @@ pub use signal::{Loaded, picture};
 
 use field::Network;
 use preview::Preview;
+use resolve::{convention_of, resolve};
 use scene::{SceneTask, open_scene};
-use settings::{MAY_CHANGE, convention_of, resolve};
+use settings::MAY_CHANGE;
 use shape::ShapeTask;
 use signal::{Parts, SignalTask};
 

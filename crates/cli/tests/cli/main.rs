@@ -6,6 +6,7 @@ mod forecast;
 mod forward;
 mod own_clicks;
 mod own_distribution;
+mod own_fields;
 mod own_pictures;
 mod own_series;
 mod own_table;

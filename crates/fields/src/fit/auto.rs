@@ -9,7 +9,8 @@ use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use super::settings::{DataSettings, FieldSettings, ModelSettings, convention_of, resolve};
+use super::resolve::{convention_of, resolve};
+use super::settings::{DataSettings, FieldSettings, ModelSettings};
 use super::signal::{load, picture};
 use crate::fresh::{
     Candidate, Choice, FINER, FOURIER, FreshOptions, Network, SIREN, Score, Search, choose,

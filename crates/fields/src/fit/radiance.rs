@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
-use super::settings::{fitting_grid, merge};
+use super::resolve::{fitting_grid, merge};
 use crate::gnf::{GnfConfig, GnfRadiance};
 use crate::hashgrid::NgpConfig;
 use crate::mip_nerf::{self, MipNerf, MipNerfConfig};

@@ -403,7 +403,7 @@ fn what_cannot_be_fitted_has_its_sentence() -> Result<()> {
         wrong.push((settings, word));
     };
     with("nothing.png", &|s| {
-        s.data = image_settings("nothing.png", "siren", Split::All).data
+        s.data = image_settings("nothing.png", "siren", Split::All).data;
     });
     with("data.crop", &|s| {
         if let DataSettings::Image(image) = &mut s.data {
@@ -430,7 +430,7 @@ fn what_cannot_be_fitted_has_its_sentence() -> Result<()> {
         s.model.config.insert("first_omega".to_owned(), json!(-1.0));
     });
     with("train.rays", &|s| {
-        s.train.rays = Some(densely_fields::fit::radiance::RayConfig::default())
+        s.train.rays = Some(densely_fields::fit::radiance::RayConfig::default());
     });
     // Frequencies far above those of the picture: nothing is learnt, and that is said.
     with("frequencies are too high", &|s| {

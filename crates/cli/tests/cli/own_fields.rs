@@ -1,0 +1,340 @@
+//! `densely field` on one's own signals, and its recipes.
+
+use std::path::Path;
+
+use densely_data::Image;
+use densely_data::image::{read, write_png};
+use serde_json::Value;
+
+use crate::{Bench, stderr, stdout};
+
+const TINY: [&str; 12] = [
+    "--model",
+    "siren",
+    "--set",
+    "model.config.hidden=16",
+    "--set",
+    "model.config.layers=1",
+    "--steps",
+    "60",
+    "--lr",
+    "0.002",
+    "--device",
+    "cpu",
+];
+
+fn waves(side: usize, phase: f64) -> Image {
+    let pixels = (0..side * side * 3).map(|i| {
+        let (x, y) = (
+            (i / 3 % side) as f64 / side as f64,
+            (i / 3 / side) as f64 / side as f64,
+        );
+        (127.0 + 60.0 * (5.0 * x + phase).sin() + 50.0 * (4.0 * y).cos()) as u8
+    });
+    Image::new(side, side, 3, pixels.collect()).unwrap()
+}
+
+impl Bench {
+    fn field(&self, words: &[&str]) -> assert_cmd::assert::Assert {
+        let all: Vec<&str> = ["field", "fit"]
+            .iter()
+            .chain(words)
+            .chain(&TINY)
+            .copied()
+            .collect();
+        self.densely(&all)
+    }
+}
+
+fn json(assert: &assert_cmd::assert::Assert) -> Value {
+    serde_json::from_str(&stdout(assert)).unwrap()
+}
+
+#[test]
+fn from_a_picture_to_pictures_of_other_sizes_and_a_small_file() {
+    let bench = Bench::new();
+    write_png(&bench.path("photo.png"), &waves(32, 0.0)).unwrap();
+    let fitted = bench
+        .field(&[
+            "photo.png",
+            "--preview",
+            "preview",
+            "--preview-every",
+            "0.000001",
+            "--json",
+        ])
+        .success();
+    let fitted = json(&fitted);
+    let psnr = fitted["scores"]["psnr"].as_f64().unwrap();
+    assert!(psnr > 18.0, "{fitted}");
+    assert!(bench.path("preview/step-0000060.png").exists());
+    for file in [
+        "report.md",
+        "config.toml",
+        "reconstruction.png",
+        "plots/reconstruction.svg",
+        "best/preprocess.json",
+    ] {
+        assert!(bench.path("runs/photo").join(file).exists(), "{file}");
+    }
+    let found = bench.densely(&["field", "eval", "runs/photo", "photo.png", "--json"]);
+    let found = json(&found.success());
+    assert!((found["psnr"].as_f64().unwrap() - psnr).abs() < 1e-9);
+
+    bench
+        .densely(&["field", "render", "runs/photo", "twice.png", "--scale", "2"])
+        .success();
+    let twice = read(&bench.path("twice.png")).unwrap();
+    assert_eq!((twice.width(), twice.height()), (64, 64));
+    let zoom = ["--zoom", "0.25,0.5,0.5,0.25", "--size", "40x20"];
+    let words: Vec<&str> = ["field", "render", "runs/photo", "part.png"]
+        .iter()
+        .chain(&zoom)
+        .copied()
+        .collect();
+    bench.densely(&words).success();
+    let part = read(&bench.path("part.png")).unwrap();
+    assert_eq!((part.width(), part.height()), (40, 20));
+
+    let packed = bench.densely(&["field", "compress", "runs/photo", "photo.field", "--json"]);
+    let packed = json(&packed.success());
+    let bytes = std::fs::metadata(bench.path("photo.field")).unwrap().len();
+    assert_eq!(packed["bytes"].as_u64(), Some(bytes));
+    bench
+        .densely(&["field", "render", "photo.field", "again.png"])
+        .success();
+    bench
+        .densely(&["field", "eval", "photo.field", "photo.png"])
+        .success();
+
+    // A second fit does not write over the first one.
+    let again = bench.field(&["photo.png"]).failure().code(1);
+    assert!(stderr(&again).contains("--resume"), "{}", stderr(&again));
+    bench.field(&["photo.png", "--resume"]).success();
+}
+
+#[test]
+fn films_meshes_and_scenes_are_told_apart() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.path("film")).unwrap();
+    for frame in 0..3 {
+        let path = bench.path("film").join(format!("frame_{frame}.png"));
+        write_png(&path, &waves(16, f64::from(frame))).unwrap();
+    }
+    bench.field(&["film"]).success();
+    assert!(
+        bench
+            .path("runs/film/reconstruction/frame_0002.png")
+            .exists()
+    );
+    bench
+        .densely(&[
+            "field",
+            "render",
+            "runs/film",
+            "frames",
+            "--frames",
+            "5",
+            "--size",
+            "8x8",
+        ])
+        .success();
+    assert!(bench.path("frames/frame_0004.png").exists());
+
+    let cube = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0\nv 0 0 1\nv 1 0 1\nv 0 1 1\nv 1 1 1\n\
+                f 1 3 4\nf 1 4 2\nf 5 6 8\nf 5 8 7\nf 1 2 6\nf 1 6 5\nf 3 7 8\nf 3 8 4\nf 1 5 7\nf 1 7 3\nf 2 4 8\nf 2 8 6\n";
+    bench.write("cube.obj", cube);
+    let found = bench
+        .field(&[
+            "cube.obj",
+            "--set",
+            "data.resolution=16",
+            "--set",
+            "model.config.first_omega=5.0",
+            "--json",
+        ])
+        .success();
+    assert!(json(&found)["scores"]["iou"].as_f64().unwrap() > 0.5);
+    bench
+        .densely(&[
+            "field",
+            "render",
+            "runs/cube",
+            "cube.ply",
+            "--resolution",
+            "24",
+        ])
+        .success();
+    let words = [
+        "field",
+        "eval",
+        "runs/cube",
+        "cube.obj",
+        "--resolution",
+        "16",
+    ];
+    assert!(stdout(&bench.densely(&words).success()).contains("chamfer"));
+}
+
+#[test]
+fn what_cannot_be_fitted_or_rendered_has_its_sentence() {
+    let bench = Bench::new();
+    write_png(&bench.path("photo.png"), &waves(16, 0.0)).unwrap();
+    bench.write("text.png", "no picture");
+    bench.write("empty.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\n");
+    bench.write("nan.obj", "v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n");
+    std::fs::create_dir(bench.path("film")).unwrap();
+    for (frame, side) in [(0, 16), (1, 8)] {
+        let path = bench.path("film").join(format!("frame_{frame}.png"));
+        write_png(&path, &waves(side, 0.0)).unwrap();
+    }
+    std::fs::create_dir(bench.path("gap")).unwrap();
+    for frame in [0, 2] {
+        let path = bench.path("gap").join(format!("frame_{frame}.png"));
+        write_png(&path, &waves(8, 0.0)).unwrap();
+    }
+    for (words, sentence) in [
+        (&["nothing.png"][..], "No such file"),
+        (&["text.png"], "text.png"),
+        (&["empty.obj"], "empty.obj"),
+        (&["nan.obj"], "nan"),
+        (&["film"], "one size"),
+        (&["gap"], "frame 1 is missing"),
+        (&["photo.png", "--held-out", "1.5"], "held_out"),
+        (&["photo.png", "--every", "0"], "every"),
+        (&["photo.png", "--set", "model.config.omegas=3"], "omega"),
+        (&["photo.png", "--set", "train.epochz=3"], "epochz"),
+        (&["photo.png", "--batch-size", "-4"], "batch_size"),
+        (
+            &["photo.png", "--preview", "p", "--preview-every", "0"],
+            "--preview-every",
+        ),
+    ] {
+        let failed = bench.field(words).failure();
+        let text = stderr(&failed);
+        assert!(text.contains(sentence), "{words:?}: {text}");
+        assert!(!text.contains("panicked"), "{text}");
+    }
+    let auto = ["field", "fit", "photo.png", "--auto", "--model", "wire"];
+    let text = stderr(&bench.densely(&auto).failure());
+    assert!(text.contains("siren-fresh"), "{text}");
+    let unknown = ["field", "fit", "photo.png", "--model", "sirn"];
+    assert!(stderr(&bench.densely(&unknown).failure()).contains("siren"));
+
+    bench.field(&["photo.png"]).success();
+    for (words, sentence) in [
+        (
+            &["runs/photo", "a.png", "--size", "0x4"][..],
+            "must lie in 1 to 65535",
+        ),
+        (&["runs/photo", "a.png", "--size", "four"], "1920x1080"),
+        (&["runs/photo", "a.png", "--scale", "-1"], "--scale"),
+        (&["runs/photo", "a.png", "--zoom", "0,0,2,1"], "from 0 to 1"),
+        (&["runs/photo", "a.png", "--zoom", "0,0"], "four numbers"),
+        (&["runs/photo", "a.png", "--turntable", "4"], "--turntable"),
+        (&["runs/photo", "a.png", "--time", "0.5"], "--time"),
+        (&["runs/nothing", "a.png"], "no such run folder"),
+        (&["photo.png", "a.png"], "photo.png"),
+    ] {
+        let all: Vec<&str> = ["field", "render"].iter().chain(words).copied().collect();
+        let text = stderr(&bench.densely(&all).failure());
+        assert!(text.contains(sentence), "{words:?}: {text}");
+    }
+    let other = bench.densely(&["field", "eval", "runs/photo", "film"]);
+    assert!(stderr(&other.failure()).contains("kind"));
+    let bits = bench.densely(&["field", "compress", "runs/photo", "f", "--bits", "20"]);
+    assert!(stderr(&bits.failure()).contains("--bits"));
+}
+
+#[test]
+fn recipes_fit_every_signal_by_every_model_and_sweep() {
+    let bench = Bench::new();
+    for (number, phase) in [(1, 0.0), (2, 2.0)] {
+        write_png(&bench.path(&format!("{number}.png")), &waves(40, phase)).unwrap();
+    }
+    let recipe = |compare: &str| {
+        format!(
+            "name = \"small\"\ntitle = \"Small fields\"\ndomain = \"fields\"\nseeds = [0]\n\
+             [data]\nkind = \"image\"\nfiles = [\"1.png\", \"2.png\"]\nsplit = {{ every = 2 }}\n\
+             [model]\npreset = \"siren-fresh\"\n[model.config]\nhidden = 16\nlayers = 1\n\
+             [train]\nepochs = 2\nepoch_steps = 20\nbatch_size = 0\n{compare}"
+        )
+    };
+    let models = "[[compare.models]]\nname = \"FFN\"\nmodel = { preset = \"ffn-image\", config = { hidden = 16, frequencies = 8 } }\n";
+    bench.write("small.toml", &recipe(models));
+    let words = [
+        "train",
+        "small.toml",
+        "--out",
+        "out",
+        "--json",
+        "--device",
+        "cpu",
+    ];
+    let found = json(&bench.densely(&words).success());
+    assert!(
+        found["metrics"]["psnr_test"]["mean"].as_f64().unwrap() > 5.0,
+        "{found}"
+    );
+    // Two parts of the mean and two signals, two models each.
+    assert_eq!(
+        found["comparison"]["rows"].as_array().map(Vec::len),
+        Some(8)
+    );
+    assert!(bench.path("out/comparison.svg").exists());
+    assert!(
+        bench
+            .path("out/comparison/ffn/seed-0/2-png/report.md")
+            .exists()
+    );
+
+    let sweep = "[compare.sweep]\nsetting = \"first_omega\"\nvalues = [5.0, 20.0, 60.0]\n[compare.sweep.auto]\nside = 0\nfresh = { draws = 2 }\n";
+    bench.write(
+        "sweep.toml",
+        &recipe(sweep).replace("\"small\"", "\"sweep\""),
+    );
+    let words = [
+        "train",
+        "sweep.toml",
+        "--out",
+        "swept",
+        "--json",
+        "--device",
+        "cpu",
+    ];
+    let found = json(&bench.densely(&words).success());
+    let within = found["metrics"]["within_one_step"]["mean"]
+        .as_f64()
+        .unwrap();
+    assert!((0.0..=2.0).contains(&within), "{found}");
+    assert_eq!(
+        found["comparison"]["rows"].as_array().map(Vec::len),
+        Some(4)
+    );
+
+    for (wrong, sentence) in [
+        (
+            recipe(models).replace("files = [\"1.png\", \"2.png\"]", "files = []"),
+            "files",
+        ),
+        (
+            recipe(models).replace("siren-fresh", "siren-frsh"),
+            "siren-fresh",
+        ),
+        (
+            recipe(models).replace("epoch_steps = 20", "epoch_step = 20"),
+            "epoch_step",
+        ),
+        (
+            recipe(models).replace("kind = \"image\"", "kind = \"imag\""),
+            "imag",
+        ),
+        (recipe(&sweep.replace("60.0", "60.0, \"x\"")), "sweep"),
+    ] {
+        bench.write("wrong.toml", &wrong.replace("\"small\"", "\"wrong\""));
+        let words = ["train", "wrong.toml", "--out", "wrong"];
+        let text = stderr(&bench.densely(&words).failure());
+        assert!(text.contains(sentence), "{sentence}: {text}");
+    }
+    assert!(Path::new(&bench.path("swept/sweep.svg")).exists());
+}
