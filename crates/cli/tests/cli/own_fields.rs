@@ -204,7 +204,7 @@ fn what_cannot_be_fitted_or_rendered_has_its_sentence() {
         (&["photo.png", "--every", "0"], "every"),
         (&["photo.png", "--set", "model.config.omegas=3"], "omega"),
         (&["photo.png", "--set", "train.epochz=3"], "epochz"),
-        (&["photo.png", "--batch-size", "-4"], "batch_size"),
+        (&["photo.png", "--batch-size=-4"], "batch_size"),
         (
             &["photo.png", "--preview", "p", "--preview-every", "0"],
             "--preview-every",
@@ -228,7 +228,7 @@ fn what_cannot_be_fitted_or_rendered_has_its_sentence() {
             "must lie in 1 to 65535",
         ),
         (&["runs/photo", "a.png", "--size", "four"], "1920x1080"),
-        (&["runs/photo", "a.png", "--scale", "-1"], "--scale"),
+        (&["runs/photo", "a.png", "--scale=-1"], "--scale"),
         (&["runs/photo", "a.png", "--zoom", "0,0,2,1"], "from 0 to 1"),
         (&["runs/photo", "a.png", "--zoom", "0,0"], "four numbers"),
         (&["runs/photo", "a.png", "--turntable", "4"], "--turntable"),
