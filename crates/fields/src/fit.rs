@@ -3,11 +3,10 @@
 //! ```no_run
 //! use std::path::Path;
 //! use densely_fields::fit::{DataSettings, Field, FieldSettings, ImageSettings, Window, fit};
-//! use densely_fields::signals::Split;
 //! use densely_train::run::FitOptions;
 //! use tch::Device;
 //!
-//! let data = DataSettings::Image(ImageSettings { file: "photo.png".into(), crop: 0, side: 0, split: Split::All });
+//! let data = DataSettings::Image(ImageSettings::new("photo.png".into()));
 //! let settings = FieldSettings::suggest(data, Some("cam-image"))?;
 //! let options = FitOptions {
 //!     folder: Path::new("runs/photo"),

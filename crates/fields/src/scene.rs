@@ -137,6 +137,28 @@ impl Scene {
         })
     }
 
+    /// Puts the views of another scene behind its own; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when its pictures have another size, or one of both has times and the other has not.
+    pub fn append(&mut self, other: Self, path: &Path) -> Result<()> {
+        if [other.height, other.width] != [self.height, self.width] {
+            let reason = format!(
+                "has pictures of {} × {} pixels, and the others have {} × {}",
+                other.height, other.width, self.height, self.width
+            );
+            return Err(Error::data(path, reason));
+        }
+        if other.views[0].time.is_some() != self.views[0].time.is_some() {
+            let reason = "has times where the others have none, or none where they have";
+            return Err(Error::data(path, reason));
+        }
+        self.views.extend(other.views);
+        self.pixels.extend(other.pixels);
+        self.points.extend(other.points);
+        Ok(())
+    }
+
     /// The cameras.
     pub fn views(&self) -> &[View] {
         &self.views

@@ -106,10 +106,8 @@ fn data_of(signal: &Path, split: Split) -> Result<(PathBuf, DataSettings)> {
         DataSettings::Scene(SceneSettings::new(file))
     } else {
         DataSettings::Image(ImageSettings {
-            file,
-            crop: 0,
-            side: 0,
             split,
+            ..ImageSettings::new(file)
         })
     };
     if split != Split::All && data.split().is_none() {

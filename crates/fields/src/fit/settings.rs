@@ -91,6 +91,26 @@ pub struct ImageSettings {
     /// Which pixels are trained on.
     #[serde(default)]
     pub split: Split,
+    /// Most pixels that the file may claim to have: a small file can claim any number of them.
+    #[serde(default = "max_pixels")]
+    pub max_pixels: u64,
+}
+
+const fn max_pixels() -> u64 {
+    200_000_000
+}
+
+impl ImageSettings {
+    /// The picture of a file, all of it.
+    pub const fn new(file: String) -> Self {
+        Self {
+            file,
+            crop: 0,
+            side: 0,
+            split: Split::All,
+            max_pixels: max_pixels(),
+        }
+    }
 }
 
 /// A WAV file.

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 
 use densely_core::{Error, Model, Result, Tensors};
-use densely_data::image::{self, AnyImage, Filter};
+use densely_data::image::{self, AnyImage, Filter, ReadOptions};
 use densely_train::metrics::Direction;
 use densely_train::optim::GroupRule;
 use densely_train::training::Task;
@@ -64,7 +64,10 @@ pub(super) fn load(data: &DataSettings, folder: &Path, convention: Convention) -
 /// Those of reading it; [`Error::Config`] for a side that is larger than the picture.
 pub fn picture(settings: &ImageSettings, folder: &Path) -> Result<AnyImage> {
     let path = folder.join(&settings.file);
-    let mut picture = image::read(&path)?;
+    let options = ReadOptions {
+        max_pixels: settings.max_pixels,
+    };
+    let mut picture = image::read_with(&path, &options)?;
     if settings.side > 0 {
         let (width, height) = (picture.width(), picture.height());
         let shorter = width.min(height);

@@ -36,10 +36,8 @@ fn waves(height: usize, width: usize, channels: usize, phase: f64) -> Image {
 
 fn image_settings(file: &str, preset: &str, split: Split) -> FieldSettings {
     let data = DataSettings::Image(ImageSettings {
-        file: file.to_owned(),
-        crop: 0,
-        side: 0,
         split,
+        ..ImageSettings::new(file.to_owned())
     });
     let mut settings = FieldSettings::suggest(data, Some(preset)).expect("a preset");
     small(&mut settings);

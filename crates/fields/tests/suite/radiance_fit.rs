@@ -600,11 +600,7 @@ fn write_frames(folder: &Path, name: &str, frames: usize) {
 }
 
 fn settings(file: &str) -> SceneSettings {
-    SceneSettings {
-        file: file.to_owned(),
-        pictures: String::new(),
-        test_every: 9,
-    }
+    SceneSettings::new(file.to_owned())
 }
 
 #[test]
@@ -628,6 +624,14 @@ fn scenes_are_found_and_parts_of_them_held_out() -> Result<()> {
     };
     let (_, train, test) = all.open(at)?;
     assert_eq!((train.len(), test.len()), (3, 0));
+    // Views of another file are judged by, and none is held out.
+    let canonical = SceneSettings {
+        test: "b".to_owned(),
+        ..settings("a")
+    };
+    let (scene, train, test) = canonical.open(at)?;
+    assert_eq!((scene.views().len(), train.len()), (14, 11));
+    assert_eq!(test, [11, 12, 13]);
     // COLMAP's photographs beside its model.
     let model = at.join("sparse/0");
     std::fs::create_dir_all(&model).expect("created");
@@ -648,6 +652,18 @@ fn scenes_are_found_and_parts_of_them_held_out() -> Result<()> {
         let (_, train, _) = settings.open(at)?;
         assert_eq!(train, [1, 2, 3, 4]);
     }
+    // The folder above, as it is where COLMAP has worked.
+    std::fs::create_dir(at.join("work")).expect("created");
+    for name in ["sparse", "images"] {
+        std::fs::rename(at.join(name), at.join("work").join(name)).expect("moved");
+    }
+    assert_eq!(settings("work").open(at)?.1, [1, 2, 3, 4]);
+    let other = SceneSettings {
+        test: "work".to_owned(),
+        ..settings("a")
+    };
+    let error = other.open(at).expect_err("another size").to_string();
+    assert!(error.contains("31 × 41") && error.contains("4 × 5"), "{error}");
     Ok(())
 }
 

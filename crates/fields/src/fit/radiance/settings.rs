@@ -11,6 +11,8 @@ use crate::scene::Scene;
 const TRANSFORMS: [&str; 2] = ["transforms.json", "transforms_train.json"];
 /// Files by which a folder is known to be a model of COLMAP.
 const COLMAP: [&str; 2] = ["cameras.bin", "cameras.txt"];
+/// Where COLMAP's model may lie in a folder, as COLMAP itself writes it.
+const MODELS: [&str; 3] = ["", "sparse/0", "sparse"];
 /// Folder of the photographs, where nothing is said.
 const PICTURES: &str = "images";
 
@@ -27,6 +29,9 @@ pub struct SceneSettings {
     /// Every so-many-th view, from the first, is held out to judge by; 0 holds none out.
     #[serde(default = "test_every")]
     pub test_every: usize,
+    /// Another file or folder of the same kinds whose views are judged by, of the same size; then none is held out.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub test: String,
 }
 
 const fn test_every() -> usize {
@@ -40,6 +45,7 @@ impl SceneSettings {
             file,
             pictures: String::new(),
             test_every: test_every(),
+            test: String::new(),
         }
     }
 
@@ -50,10 +56,17 @@ impl SceneSettings {
     /// files.
     pub fn open(&self, folder: &Path) -> Result<(Scene, Vec<usize>, Vec<usize>)> {
         let path = folder.join(&self.file);
-        let scene = self.read(folder, &path)?;
+        let mut scene = self.read(folder, &path)?;
         let count = scene.views().len();
-        let held_out = |view: &usize| self.test_every > 0 && view.is_multiple_of(self.test_every);
-        let (test, train): (Vec<usize>, Vec<usize>) = (0..count).partition(held_out);
+        let (test, train): (Vec<usize>, Vec<usize>) = if self.test.is_empty() {
+            let held_out =
+                |view: &usize| self.test_every > 0 && view.is_multiple_of(self.test_every);
+            (0..count).partition(held_out)
+        } else {
+            let others = folder.join(&self.test);
+            scene.append(self.read(folder, &others)?, &others)?;
+            ((count..scene.views().len()).collect(), (0..count).collect())
+        };
         if train.len() < 2 {
             let reason = format!(
                 "has {count} views, of which {} are left to train on with `test_every` {}; at least 2 are needed",
@@ -67,17 +80,19 @@ impl SceneSettings {
 
     fn read(&self, folder: &Path, path: &Path) -> Result<Scene> {
         if path.is_dir() {
-            let within = |names: [&str; 2]| {
-                let files = names.map(|name| path.join(name));
-                files.into_iter().find(|file| file.is_file())
-            };
-            if let Some(file) = within(TRANSFORMS) {
+            let files = TRANSFORMS.map(|name| path.join(name));
+            if let Some(file) = files.into_iter().find(|file| file.is_file()) {
                 return Scene::read_transforms(&file);
             }
-            if within(COLMAP).is_some() {
-                return Scene::read_colmap(path, &self.pictures_of(folder, path)?);
+            for model in MODELS.map(|below| path.join(below)) {
+                if COLMAP.iter().any(|name| model.join(name).is_file()) {
+                    return Scene::read_colmap(&model, &self.pictures_of(folder, &model)?);
+                }
             }
-            let reason = format!("has none of {}", [TRANSFORMS, COLMAP].concat().join(", "));
+            let reason = format!(
+                "has none of {}, nor a folder sparse/0 with one of the last two",
+                [TRANSFORMS, COLMAP].concat().join(", ")
+            );
             return Err(Error::data(path, reason));
         }
         let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
