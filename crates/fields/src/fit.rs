@@ -50,7 +50,7 @@ use tch::nn::VarStore;
 
 pub use auto::{AutoOptions, choose_frequency};
 pub use evaluate::{Evaluation, evaluate};
-pub use field::{Described, Field, Pipeline, Window};
+pub use field::{Described, Field, Pipeline, Window, bytes_of};
 pub use file::Precision;
 pub use preview::PreviewOptions;
 pub use resolve::FIELDS;
@@ -254,7 +254,7 @@ impl Fit<'_> {
             settings, options, ..
         } = self;
         let train = &settings.train;
-        let shape = shape::load(mesh, self.folder)?;
+        let shape = shape::load(mesh, self.folder, None)?;
         for note in &shape.notes {
             tracing::warn!("{note}");
         }
@@ -324,7 +324,7 @@ impl Fit<'_> {
             steps: Cell::new(0),
         };
         let found = self.train(&task, &vs, &pipeline, observe)?;
-        let scores = task.scores(usize::MAX)?;
+        let scores = task.scores()?;
         Ok(self.outcome(found, scores, Vec::new(), None))
     }
 }
@@ -368,11 +368,20 @@ fn grid_rules(scale: f64) -> Vec<GroupRule> {
 /// Share of the steps after which a field must be better than one value everywhere, and steps before which nothing is said.
 const PATIENCE: (f64, u64) = (0.2, 100);
 
+/// PSNR of one value, dB, above which a signal counts as constant.
+const NEARLY_CONSTANT: f64 = 40.0;
+
 /// Ends a training that learns nothing: of a network whose frequencies are far beyond those of the signal the loss stays finite, and above that of a constant.
 fn no_better_than_nothing(steps: u64, train: &TrainSettings, psnr: f64, flat: f64) -> Result<()> {
     let all = train.epochs.saturating_mul(train.epoch_steps);
     let (share, least) = PATIENCE;
-    if steps < least || (steps as f64) < share * all as f64 || psnr >= flat - 0.01 {
+    // A signal that hardly differs from one value is fitted by it.
+    let nothing_to_learn = flat.is_nan() || flat > NEARLY_CONSTANT;
+    if nothing_to_learn
+        || steps < least
+        || (steps as f64) < share * all as f64
+        || psnr >= flat - 0.01
+    {
         return Ok(());
     }
     let reason = format!(

@@ -44,8 +44,7 @@ const WINDOW: (i64, f64) = (11, 1.5);
 /// # Errors
 /// [`Error::Shape`] when they differ in shape, a side is below 11 or a value is not finite.
 pub fn ssim(restored: &Tensor, clean: &Tensor) -> Result<f64> {
-    let [xs, ys] = alike(restored, clean)?;
-    let size = xs.size();
+    let size = clean.size();
     if size.len() != 3 || size[1] < WINDOW.0 || size[2] < WINDOW.0 {
         return Err(Error::Shape {
             what: "picture".to_owned(),
@@ -53,11 +52,14 @@ pub fn ssim(restored: &Tensor, clean: &Tensor) -> Result<f64> {
             got: format!("{size:?}"),
         });
     }
+    check_size(restored, clean)?;
     let windows = [size[1] - WINDOW.0 + 1, size[2] - WINDOW.0 + 1];
     let mut sum = 0.0;
     for start in (0..windows[0]).step_by(STRIP as usize) {
         let rows = STRIP.min(windows[0] - start) + WINDOW.0 - 1;
-        sum += similarities(&xs.narrow(1, start, rows), &ys.narrow(1, start, rows));
+        let part = |xs: &Tensor| xs.narrow(1, start, rows);
+        let [xs, ys] = alike(&part(restored), &part(clean))?;
+        sum += similarities(&xs, &ys);
     }
     Ok(sum / (size[0] * windows[0] * windows[1]) as f64)
 }
@@ -88,20 +90,27 @@ const STRIP: i64 = 256;
 
 /// Both in double precision on the CPU.
 fn alike(restored: &Tensor, clean: &Tensor) -> Result<[Tensor; 2]> {
-    let fits = restored.size() == clean.size() && restored.numel() > 0;
+    check_size(restored, clean)?;
     let [xs, ys] =
         [restored, clean].map(|xs| xs.detach().to_device(Device::Cpu).to_kind(Kind::Double));
     let finite = |xs: &Tensor| xs.isfinite().all().int64_value(&[]) == 1;
-    if fits && finite(&xs) && finite(&ys) {
+    if finite(&xs) && finite(&ys) {
         return Ok([xs, ys]);
     }
-    Err(Error::Shape {
+    Err(unlike(clean, "values that are not finite".to_owned()))
+}
+
+fn check_size(restored: &Tensor, clean: &Tensor) -> Result<()> {
+    if restored.size() == clean.size() && restored.numel() > 0 {
+        return Ok(());
+    }
+    Err(unlike(clean, format!("{:?}", restored.size())))
+}
+
+fn unlike(clean: &Tensor, got: String) -> Error {
+    Error::Shape {
         what: "restored picture".to_owned(),
         expected: format!("finite values of the shape {:?}", clean.size()),
-        got: if fits {
-            "values that are not finite".to_owned()
-        } else {
-            format!("{:?}", restored.size())
-        },
-    })
+        got,
+    }
 }

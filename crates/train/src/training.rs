@@ -243,7 +243,8 @@ impl Loop<'_> {
     }
 
     fn over(&self) -> bool {
-        self.time_budget > 0.0 && self.start.elapsed() >= Duration::from_secs_f64(self.time_budget)
+        let budget = Duration::try_from_secs_f64(self.time_budget).unwrap_or(Duration::MAX);
+        self.time_budget > 0.0 && self.start.elapsed() >= budget
     }
 
     fn stop_if_interrupted(

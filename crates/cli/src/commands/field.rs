@@ -14,7 +14,7 @@ use densely_fields::fit::{
 use densely_fields::signals::Split;
 use serde_json::{Map, Value, json};
 
-use crate::Common;
+use crate::{Common, recipe};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -35,9 +35,9 @@ pub(crate) struct Eval {
     field: PathBuf,
     /// The signal: a picture, WAV file, folder of frames, mesh or scene.
     signal: PathBuf,
-    /// Points along an axis of the grid on which insides are compared, of meshes.
-    #[arg(long, default_value_t = 128)]
-    resolution: usize,
+    /// Points along an axis of the grid on which insides are compared, of meshes; as fitted, or 128.
+    #[arg(long)]
+    resolution: Option<usize>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -120,12 +120,48 @@ fn data_of(signal: &Path, split: Split) -> Result<(PathBuf, DataSettings)> {
     Ok((folder, data))
 }
 
+/// The signal, cut and reduced as the one was that a run folder's field was fitted to; a file of a field does not know that.
+fn as_fitted(field: &Path, data: DataSettings) -> Result<DataSettings> {
+    #[derive(serde::Deserialize)]
+    struct Config {
+        data: DataSettings,
+    }
+    let path = field.join("config.toml");
+    if !path.is_file() {
+        return Ok(data);
+    }
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let config: Config =
+        toml::from_str(&text).map_err(|e| Error::corrupt(&path, recipe::sentence(&e)))?;
+    Ok(match (data, config.data) {
+        (DataSettings::Image(given), DataSettings::Image(own)) => {
+            DataSettings::Image(ImageSettings {
+                file: given.file,
+                ..own
+            })
+        }
+        (DataSettings::Mesh(given), DataSettings::Mesh(own)) => DataSettings::Mesh(MeshSettings {
+            file: given.file,
+            ..own
+        }),
+        (data, _) => data,
+    })
+}
+
 fn eval(arguments: &Eval, common: &Common) -> Result<()> {
     let field = Field::open(&arguments.field, common.device.open()?)?;
-    let (folder, mut data) = data_of(&arguments.signal, Split::All)?;
-    if let DataSettings::Mesh(mesh) = &mut data {
-        mesh.resolution = arguments.resolution;
-        mesh.validate()?;
+    let (folder, data) = data_of(&arguments.signal, Split::All)?;
+    let mut data = as_fitted(&arguments.field, data)?;
+    match (&mut data, arguments.resolution) {
+        (DataSettings::Mesh(mesh), resolution) => {
+            mesh.resolution = resolution.unwrap_or(mesh.resolution);
+            mesh.validate()?;
+        }
+        (_, Some(_)) => {
+            let reason = format!("is for meshes; this is a {}", data.kind());
+            return Err(Error::config("--resolution", reason));
+        }
+        (_, None) => {}
     }
     let found = evaluate(&field, &data, &folder)?;
     if common.json {

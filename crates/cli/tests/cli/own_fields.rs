@@ -174,6 +174,71 @@ fn films_meshes_and_scenes_are_told_apart() {
         "16",
     ];
     assert!(stdout(&bench.densely(&words).success()).contains("chamfer"));
+
+    // A grey wall from both sides.
+    let mut frames = Vec::new();
+    for number in 0..4 {
+        let side = if number % 2 == 0 { 1.0 } else { -1.0 };
+        let pose = serde_json::json!([
+            [side, 0.0, 0.0, 0.0],
+            [0.0, 1.0, 0.0, 0.0],
+            [0.0, 0.0, side, 4.0 * side],
+            [0.0, 0.0, 0.0, 1.0]
+        ]);
+        let name = format!("view_{number}.png");
+        write_png(&bench.path(&name), &waves(12, f64::from(number))).unwrap();
+        frames.push(serde_json::json!({ "file_path": name, "transform_matrix": pose }));
+    }
+    let text = serde_json::json!({ "camera_angle_x": 0.7, "frames": frames }).to_string();
+    bench.write("transforms.json", &text);
+    let small = [
+        "--set",
+        "model.config.grid={ levels = 2, base = 4, log2_table = 8, growth = { finest = 8 } }",
+        "--set",
+        "train.rays.occupancy={ resolution = 8, step = 0.2 }",
+        "--steps",
+        "20",
+        "--batch-size",
+        "64",
+        "--device",
+        "cpu",
+    ];
+    let words: Vec<&str> = ["field", "fit", "transforms.json", "--out", "runs/wall"]
+        .iter()
+        .chain(&small)
+        .copied()
+        .collect();
+    assert!(stdout(&bench.densely(&words).success()).contains("psnr"));
+    assert!(bench.path("runs/wall/plots/views.svg").exists());
+    let words = [
+        "field",
+        "render",
+        "runs/wall",
+        "turn",
+        "--turntable",
+        "3",
+        "--size",
+        "8x6",
+    ];
+    bench.densely(&words).success();
+    let frame = read(&bench.path("turn/frame_0002.png")).unwrap();
+    assert_eq!((frame.width(), frame.height()), (8, 6));
+    bench
+        .densely(&["field", "render", "runs/wall", "one.png", "--view", "1"])
+        .success();
+    let words = ["field", "render", "runs/wall", "one.png", "--view", "9"];
+    assert!(stderr(&bench.densely(&words).failure()).contains("below 4"));
+    let words = [
+        "field",
+        "render",
+        "runs/wall",
+        "a.png",
+        "--size",
+        "99999x99999",
+    ];
+    assert!(stderr(&bench.densely(&words).failure()).contains("pixels"));
+    let found = bench.densely(&["field", "eval", "runs/wall", "transforms.json"]);
+    assert!(stdout(&found.success()).contains("view_0"));
 }
 
 #[test]
@@ -205,6 +270,7 @@ fn what_cannot_be_fitted_or_rendered_has_its_sentence() {
         (&["photo.png", "--set", "model.config.omegas=3"], "omega"),
         (&["photo.png", "--set", "train.epochz=3"], "epochz"),
         (&["photo.png", "--batch-size=-4"], "batch_size"),
+        (&["photo.png", "--set", "model.preset=wire"], "--model"),
         (
             &["photo.png", "--preview", "p", "--preview-every", "0"],
             "--preview-every",
@@ -231,6 +297,14 @@ fn what_cannot_be_fitted_or_rendered_has_its_sentence() {
         (&["runs/photo", "a.png", "--scale=-1"], "--scale"),
         (&["runs/photo", "a.png", "--zoom", "0,0,2,1"], "from 0 to 1"),
         (&["runs/photo", "a.png", "--zoom", "0,0"], "four numbers"),
+        (
+            &["runs/photo", "a.png", "--zoom", "0,x,0,1,1"],
+            "four numbers",
+        ),
+        (
+            &["runs/photo", "a.png", "--resolution", "9"],
+            "--resolution",
+        ),
         (&["runs/photo", "a.png", "--turntable", "4"], "--turntable"),
         (&["runs/photo", "a.png", "--time", "0.5"], "--time"),
         (&["runs/nothing", "a.png"], "no such run folder"),

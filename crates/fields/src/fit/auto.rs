@@ -77,6 +77,12 @@ pub fn choose_frequency(
     observe: &mut dyn FnMut(&Score),
 ) -> Result<Choice> {
     let preset = settings.model.preset.clone();
+    if !matches!(
+        settings.data,
+        DataSettings::Image(_) | DataSettings::Video(_)
+    ) {
+        return Err(no_spectrum(&settings.data));
+    }
     let Some(search) = search_of(&preset) else {
         let reason = format!(
             "chooses a frequency, and `{preset}` has none; take siren-fresh, siren, finer, ffn-fresh, ffn-image or cam-image"
@@ -145,29 +151,30 @@ fn target(data: &DataSettings, folder: &Path, side: usize) -> Result<Tensor> {
             let signal = &loaded.signal;
             let values = signal.select(Split::All)?.all()?.values;
             let film = to_grid(signal, &values)?.permute([3, 0, 1, 2]).contiguous();
+            let film = film.to_kind(Kind::Float);
+            if side == 0 {
+                return Ok(film);
+            }
+            // Means of blocks: what is too fine for the smaller film must not come back as something coarse.
             let sides: Vec<i64> = film.size()[1..]
                 .iter()
-                .map(|of| {
-                    if side == 0 {
-                        *of
-                    } else {
-                        (*of).min(side as i64)
-                    }
-                })
+                .map(|of| (*of).min(side as i64))
                 .collect();
-            let film = film.to_kind(Kind::Float).unsqueeze(0);
             Ok(film
-                .f_upsample_trilinear3d(sides.as_slice(), false, None, None, None)?
+                .unsqueeze(0)
+                .f_adaptive_avg_pool3d(sides.as_slice())?
                 .squeeze_dim(0))
         }
-        _ => {
-            let reason = format!(
-                "compares spectra of pictures and films; this is a {}",
-                data.kind()
-            );
-            Err(Error::config("--auto", reason))
-        }
+        _ => Err(no_spectrum(data)),
     }
+}
+
+fn no_spectrum(data: &DataSettings) -> Error {
+    let reason = format!(
+        "compares spectra of pictures and films; this is a {}",
+        data.kind()
+    );
+    Error::config("--auto", reason)
 }
 
 fn reduced(picture: AnyImage, side: usize) -> Result<AnyImage> {

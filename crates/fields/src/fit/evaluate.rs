@@ -57,8 +57,8 @@ pub fn evaluate(field: &Field, data: &DataSettings, folder: &Path) -> Result<Eva
                 views: Vec::new(),
             })
         }
-        (Described::Mesh { .. }, DataSettings::Mesh(settings)) => {
-            let shape = shape::load(settings, folder)?;
+        (Described::Mesh { normalisation, .. }, DataSettings::Mesh(settings)) => {
+            let shape = shape::load(settings, folder, Some(*normalisation))?;
             let values = |points: &Tensor| field.distances(points);
             let found = shape::compare(&shape.mesh, settings.resolution, &values)?;
             Ok(Evaluation {
@@ -66,10 +66,17 @@ pub fn evaluate(field: &Field, data: &DataSettings, folder: &Path) -> Result<Eva
                 views: Vec::new(),
             })
         }
-        (Described::Scene { rays, test, .. }, DataSettings::Scene(settings)) => {
-            let (scene, ..) = settings.open(folder)?;
+        (
+            Described::Scene {
+                rays, test, views, ..
+            },
+            DataSettings::Scene(settings),
+        ) => {
+            let scene = settings.all(folder)?;
             let all: Vec<usize> = (0..scene.views().len()).collect();
-            let chosen = if test.is_empty() { &all } else { test };
+            // Of other views than those that it was fitted to all are new.
+            let same = scene.views().len() == views.len() && !test.is_empty();
+            let chosen = if same { test } else { &all };
             let views = judge_views(&scene, chosen, rays.background, &|view| {
                 Ok(field.view(&scene.views()[view])?.rgb)
             })?;
@@ -142,6 +149,9 @@ pub(super) fn similarity(
     Ok(Some(ssim(&picture(&made)?, &picture(&given)?)?))
 }
 
+/// Of a score, dB: an infinite one cannot be written down.
+pub(super) const MOST: f64 = 200.0;
+
 /// Name, PSNR and SSIM of views, of which `render` gives the colours of all pixels `[n, 3]`.
 pub(super) fn judge_views(
     scene: &Scene,
@@ -163,7 +173,9 @@ pub(super) fn judge_views(
         } else {
             ssim(&picture(&made).clamp(0.0, 1.0), &picture(&target))?
         };
-        found.push((scene.views()[*view].name.clone(), error.psnr(), alike));
+        // A view without an error would hide all others in a mean.
+        let psnr = error.psnr().min(MOST);
+        found.push((scene.views()[*view].name.clone(), psnr, alike));
     }
     Ok(found)
 }

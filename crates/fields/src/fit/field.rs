@@ -117,8 +117,14 @@ impl Described {
                 ..
             } => (vec![*height, *width], *channels),
             Self::Sound {
-                samples, channels, ..
-            } => (vec![*samples], *channels),
+                samples,
+                channels,
+                sample_rate,
+                ..
+            } => {
+                check::positive("sample_rate", i64::from(*sample_rate))?;
+                (vec![*samples], *channels)
+            }
             Self::Video {
                 frames,
                 height,
@@ -236,8 +242,11 @@ impl Field {
     /// files that are damaged or do not belong together.
     pub fn open(path: &Path, device: Device) -> Result<Self> {
         if path.is_file() {
-            let (pipeline, tensors) = file::read(path)?;
-            let field = Self::build(pipeline, device)?;
+            let (field, tensors) = file::read(path, |pipeline| {
+                let field = Self::build(pipeline, device)?;
+                let own = weights::named(&field.vs);
+                Ok((field, own))
+            })?;
             weights::load_tensors(&field.vs, path, &tensors, Strictness::All)?;
             return Ok(field);
         }
@@ -415,8 +424,12 @@ impl Field {
             return Err(self.not_of("sound"));
         };
         check::positive("sample_rate", i64::from(sample_rate))?;
-        let count = (samples as f64 * f64::from(sample_rate) / f64::from(own)).round() as usize;
-        let count = count.max(1);
+        let count = (samples as f64 * f64::from(sample_rate) / f64::from(own)).round();
+        if count > MOST_SAMPLES {
+            let reason = format!("makes {count} samples; at most {MOST_SAMPLES} are made");
+            return Err(Error::config("sample_rate", reason));
+        }
+        let count = (count as usize).max(1);
         let coords: Vec<f32> = (0..count)
             .map(|i| {
                 coordinate(
@@ -468,6 +481,9 @@ impl Field {
     }
 }
 
+/// Most samples of a sound.
+const MOST_SAMPLES: f64 = 1e9;
+
 /// Pixels that are computed at once.
 const ROWS_OF: usize = 1 << 17;
 
@@ -500,7 +516,10 @@ pub(super) fn values_of(network: &dyn Model, coords: &Tensor, device: Device) ->
 }
 
 /// Values from 0 to 1 as bytes.
-pub(super) fn bytes_of(values: &Tensor) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// [`Error::Torch`].
+pub fn bytes_of(values: &Tensor) -> Result<Vec<u8>> {
     let bytes = (values.nan_to_num(0.0, None, None).clamp(0.0, 1.0) * 255.0).round();
     Ok(Vec::try_from(bytes.to_kind(Kind::Uint8).flatten(0, -1))?)
 }

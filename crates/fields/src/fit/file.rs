@@ -105,7 +105,7 @@ fn unpack(name: &str, path: &Path, packed: &Packed, bytes: &Tensor) -> Result<Te
     for side in &packed.shape {
         let all = count.checked_mul(*side);
         count = all
-            .filter(|all| (0..=MOST).contains(all))
+            .filter(|all| *side >= 0 && (0..=MOST).contains(all))
             .ok_or_else(|| wrong(format!("no tensor is as large as {:?}", packed.shape)))?;
     }
     if !(packed.scale.is_finite() && packed.scale > 0.0) {
@@ -142,31 +142,64 @@ fn unpack(name: &str, path: &Path, packed: &Packed, bytes: &Tensor) -> Result<Te
             .map(|pair| level(i16::from_le_bytes([pair[0], pair[1]])))
             .collect()
     };
-    Ok(Tensor::from_slice(&values).view(packed.shape.as_slice()))
+    Ok(Tensor::from_slice(&values).f_view(packed.shape.as_slice())?)
 }
 
-/// Reads a field: what it is, and its weights in 32 bits.
-pub(super) fn read(path: &Path) -> Result<(Pipeline, Tensors)> {
+/// Largest whole number in a config: no network has more of anything, and tables have their logarithm there.
+const LARGEST: u64 = 1 << 20;
+
+/// Refuses a config of a network that no memory holds.
+fn check_sizes(path: &Path, config: &serde_json::Value) -> Result<()> {
+    use serde_json::Value;
+    match config {
+        Value::Number(number) if number.as_u64().is_some_and(|size| size > LARGEST) => {
+            let reason = format!("its config has a size of {number}");
+            Err(Error::corrupt(path, reason))
+        }
+        Value::Array(values) => values.iter().try_for_each(|value| check_sizes(path, value)),
+        Value::Object(fields) => fields
+            .values()
+            .try_for_each(|value| check_sizes(path, value)),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a field: what it is, and its weights in 32 bits, of which none is larger than that of its name in what `build` makes of the former.
+pub(super) fn read<T>(
+    path: &Path,
+    build: impl FnOnce(Pipeline) -> Result<(T, Tensors)>,
+) -> Result<(T, Tensors)> {
     let file = weights::read(path)?;
     let text = file.metadata.get("field").ok_or_else(|| {
         let reason = "holds weights, but not what they mean; expected a file of `densely field compress` or a run folder";
         Error::corrupt(path, reason)
     })?;
-    let pipeline = serde_json::from_str(text)
+    let pipeline: Pipeline = serde_json::from_str(text)
         .map_err(|e| Error::corrupt(path, format!("what it says of itself cannot be read: {e}")))?;
+    check_sizes(path, &pipeline.config)?;
     let table: BTreeMap<String, Packed> = match file.metadata.get("packed") {
         Some(text) => serde_json::from_str(text)
             .map_err(|e| Error::corrupt(path, format!("its table of packed tensors: {e}")))?,
         None => BTreeMap::new(),
     };
+    let (built, own) = build(pipeline)?;
     let mut tensors = Tensors::new();
     for (name, xs) in &file.tensors {
         let xs = match table.get(name) {
+            // Not unpacked for a network that has no use for it: a few bytes can become many.
+            Some(packed) if own.get(name).is_none_or(|own| own.size() != packed.shape) => {
+                let own = own.get(name).map(Tensor::size);
+                let reason = format!(
+                    "`{name}` has the sizes {:?}, and the network {own:?}",
+                    packed.shape
+                );
+                return Err(Error::corrupt(path, reason));
+            }
             Some(packed) => unpack(name, path, packed, xs)?,
             None if xs.kind() == Kind::Half => xs.to_kind(Kind::Float),
             None => xs.shallow_clone(),
         };
         tensors.insert(name.clone(), xs);
     }
-    Ok((pipeline, tensors))
+    Ok((built, tensors))
 }

@@ -52,6 +52,9 @@ pub const RADIANCE_FIELDS: [&str; 8] = [
 /// Samples that are rendered together where no gradient is kept.
 const RENDERED: i64 = 1 << 17;
 
+/// Most samples of a ray.
+const MOST_STEPS: f64 = 1e5;
+
 /// How rays are rendered. Defaults are those of nerfacc's examples for Blender's scenes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -103,7 +106,14 @@ impl RayConfig {
             let reason = format!("must lie in [0, 1), got {}", self.alpha_threshold);
             return Err(Error::config("alpha_threshold", reason));
         }
-        self.occupancy.validate()
+        self.occupancy.validate()?;
+        let steps = (far - near) / self.occupancy.step;
+        if steps.is_nan() || steps > MOST_STEPS {
+            let reason =
+                format!("makes {steps:e} samples of a ray; at most {MOST_STEPS} are taken");
+            return Err(Error::config("occupancy.step", reason));
+        }
+        Ok(())
     }
 
     fn alpha_threshold_at(&self, step: u64) -> f64 {

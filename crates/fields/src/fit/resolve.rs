@@ -46,6 +46,13 @@ pub(super) fn resolve(
     }
     let mut config = (preset.config)();
     let inputs = axes.len();
+    if inputs == 1 && ["hashgrid", "gnf-image", "gnf-sdf"].contains(&preset.name) {
+        let reason = format!(
+            "`{}` has grids of two or three axes; for a sound take siren, finer, wire or ffn-fresh",
+            preset.name
+        );
+        return Err(Error::config("model.preset", reason));
+    }
     let places = places_of(preset.name, axes, outputs);
     // What is made for pictures, where the signal has another number of axes.
     for (place, value) in &places {

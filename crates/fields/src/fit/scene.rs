@@ -45,7 +45,10 @@ pub(super) fn open_scene(
     let (height, width) = (scene.height(), scene.width());
     let values = train.len() * height * width * 3;
     let config = RadianceConfig::resolve(&model.preset, &model.config, height.max(width), values)?;
-    scene.check_aim(&rays.occupancy.aabb)?;
+    let config_of = RadianceConfig::of_preset(&model.preset, &config)?;
+    if !matches!(config_of, RadianceConfig::MipNerf(_)) {
+        scene.check_aim(&rays.occupancy.aabb)?;
+    }
     let pipeline = Pipeline {
         preset: model.preset.clone(),
         config,
@@ -77,28 +80,24 @@ pub(super) struct SceneTask<'a> {
 }
 
 impl SceneTask<'_> {
-    /// The views by which the field is judged: those that were held out, else those that it is trained on.
-    fn judged(&self) -> &[usize] {
-        if self.parts.test.is_empty() {
-            &self.parts.train
-        } else {
-            &self.parts.test
-        }
-    }
-
     fn render(&self, view: usize) -> Result<Tensor> {
         Ok(self.field.render_view(&self.parts.scene.views()[view])?.rgb)
     }
 
-    /// Means over at most `limit` of the judged views, evenly spread.
-    pub(super) fn scores(&self, limit: usize) -> Result<Vec<(&'static str, f64)>> {
-        let all = self.judged();
+    /// Means over at most `limit` of some views, evenly spread.
+    fn means(&self, all: &[usize], limit: usize) -> Result<Vec<(&'static str, f64)>> {
         let count = limit.min(all.len());
         let views: Vec<usize> = (0..count).map(|i| all[i * all.len() / count]).collect();
         let found = judge_views(&self.parts.scene, &views, self.parts.background, &|view| {
             self.render(view)
         })?;
         Ok(means(&found))
+    }
+
+    /// Means over the views that were held out, or, where none was, over those that are trained on.
+    pub(super) fn scores(&self) -> Result<Vec<(&'static str, f64)>> {
+        let SceneParts { train, test, .. } = self.parts;
+        self.means(if test.is_empty() { train } else { test }, usize::MAX)
     }
 }
 
@@ -142,7 +141,8 @@ impl Task for SceneTask<'_> {
 
     fn made(&self, steps: u64) -> Result<()> {
         self.steps.set(steps);
-        let (Some(preview), Some(view)) = (&self.preview, self.judged().first()) else {
+        let SceneParts { train, test, .. } = self.parts;
+        let (Some(preview), Some(view)) = (&self.preview, test.first().or(train.first())) else {
             return Ok(());
         };
         preview.when_due(steps, &mut |path| {
@@ -153,13 +153,18 @@ impl Task for SceneTask<'_> {
     }
 
     fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
-        let scores = self.scores(self.train.judge_limit)?;
+        // Chosen by what is trained on: views that are held out are for the end.
+        let mut scores = self.means(&self.parts.train, self.train.judge_limit)?;
         let psnr = scores.first().map_or(f64::NAN, |(_, psnr)| *psnr);
         if !psnr.is_finite() {
             return Err(Error::Diverged {
                 step: self.steps.get(),
                 loss: psnr,
             });
+        }
+        if !self.parts.test.is_empty() {
+            let held_out = self.means(&self.parts.test, self.train.judge_limit)?;
+            scores.extend(held_out.first().map(|(_, psnr)| ("psnr_test", *psnr)));
         }
         Ok((psnr, scores))
     }

@@ -462,6 +462,10 @@ impl FieldSettings {
             Some(_) => return Err(Error::config("train.rays", "is for scenes")),
             None => {}
         }
+        if matches!(data, DataSettings::Scene(_)) && train.loss != FieldLoss::Mse {
+            let reason = "is not for scenes, whose networks have losses of their own";
+            return Err(Error::config("train.loss", reason));
+        }
         train.optimizer.validate()?;
         train.schedule.validate()
     }

@@ -30,16 +30,27 @@ pub(super) struct Shape {
     pub(super) notes: Vec<String>,
 }
 
-/// Reads a surface.
+/// Reads a surface and scales it as the settings say, or as another was.
 ///
 /// # Errors
 /// Those of [`Mesh::read`] and [`Mesh::normalise`].
-pub(super) fn load(settings: &MeshSettings, folder: &Path) -> Result<Shape> {
+pub(super) fn load(
+    settings: &MeshSettings,
+    folder: &Path,
+    as_other: Option<Normalisation>,
+) -> Result<Shape> {
     let path = folder.join(&settings.file);
     let mut mesh = Mesh::read(&path)?;
-    let normalisation = mesh
-        .normalise(settings.diagonal)
-        .map_err(|error| of_file(&path, error))?;
+    let normalisation = if let Some(normalisation) = as_other {
+        let Normalisation { centre, scale } = normalisation;
+        let moved = |vertex: &[f64; 3]| std::array::from_fn(|i| (vertex[i] - centre[i]) * scale);
+        let vertices = mesh.vertices().iter().map(moved).collect();
+        mesh = Mesh::new(vertices, mesh.faces().to_vec())?;
+        normalisation
+    } else {
+        mesh.normalise(settings.diagonal)
+            .map_err(|error| of_file(&path, error))?
+    };
     let found = mesh.report();
     let mut notes = Vec::new();
     if !found.is_watertight() {
@@ -176,12 +187,13 @@ impl Task for ShapeTask<'_> {
                 loss: error,
             });
         }
-        let iou = overlap.iou();
-        Ok((iou, vec![("iou", iou), ("distance_error", error)]))
+        let metrics = vec![("iou", overlap.iou()), ("distance_error", error)];
+        Ok((error, metrics))
     }
 
     fn direction(&self) -> Direction {
-        Direction::Higher
+        // Not by the overlap: a sheet has no inside, and of a thin solid no point may be seen.
+        Direction::Lower
     }
 }
 

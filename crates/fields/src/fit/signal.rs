@@ -10,6 +10,7 @@ use densely_train::optim::GroupRule;
 use densely_train::training::Task;
 use tch::{Device, Kind, Tensor};
 
+use super::evaluate::MOST;
 use super::field::{values_of, write_picture};
 use super::preview::Preview;
 use super::settings::{DataSettings, ImageSettings, TrainSettings};
@@ -124,6 +125,23 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// Shows the samples of a selection to `see`, batch by batch; of more than `limit` as many at random, always the same.
+fn sampled(
+    selection: &Selection,
+    limit: usize,
+    see: &mut dyn FnMut(Batch) -> Result<()>,
+) -> Result<()> {
+    if selection.len() <= limit {
+        return selection
+            .batches(AT_ONCE, None)?
+            .try_for_each(|batch| see(batch?));
+    }
+    (0..limit.div_ceil(AT_ONCE)).try_for_each(|number| {
+        let count = AT_ONCE.min(limit - number * AT_ONCE);
+        see(selection.draw(count, number as u64)?)
+    })
+}
+
 /// The error on a selection, of `limit` samples at random at most.
 pub(super) fn judge(
     network: &dyn Model,
@@ -133,25 +151,41 @@ pub(super) fn judge(
     device: Device,
 ) -> Result<SquaredError> {
     let mut error = SquaredError::default();
-    let mut add = |batch: Batch| {
+    sampled(selection, limit, &mut |batch| {
         let values = values_of(network, &batch.coordinates, device)?;
         error.add(
             &to_unit(&values, convention),
             &to_unit(&batch.values, convention),
         )
-    };
-    if selection.len() <= limit {
-        for batch in selection.batches(AT_ONCE, None)? {
-            add(batch?)?;
-        }
-    } else {
-        // The same ones each time, so that scores can be compared.
-        for number in 0..limit.div_ceil(AT_ONCE) {
-            let count = AT_ONCE.min(limit - number * AT_ONCE);
-            add(selection.draw(count, number as u64)?)?;
-        }
-    }
+    })?;
     Ok(error)
+}
+
+/// PSNR of the mean value of each channel, on the samples that [`judge`] looks at.
+pub(super) fn flat_psnr(
+    selection: &Selection,
+    convention: Convention,
+    limit: usize,
+) -> Result<f64> {
+    let (mut count, mut sums): (f64, Option<[Tensor; 2]>) = (0.0, None);
+    sampled(selection, limit, &mut |batch| {
+        let values = to_unit(&batch.values, convention).to_kind(Kind::Double);
+        let own = [&values, &values.square()].map(|xs| xs.sum_dim_intlist(0, false, Kind::Double));
+        count += values.size()[0] as f64;
+        sums = Some(match sums.take() {
+            Some(sums) => [&sums[0] + &own[0], &sums[1] + &own[1]],
+            None => own,
+        });
+        Ok(())
+    })?;
+    let [sum, squares] = sums.ok_or_else(|| Error::config("data", "holds no sample"))?;
+    let variance = squares / count - (sum / count).square();
+    Ok(-10.0
+        * variance
+            .mean(Kind::Double)
+            .double_value(&[])
+            .max(0.0)
+            .log10())
 }
 
 /// Samples that are read from a signal at once.
@@ -178,22 +212,6 @@ impl SignalTask<'_> {
     const fn convention(&self) -> Convention {
         self.signal.convention()
     }
-}
-
-/// PSNR of the mean value of each channel, on at most `limit` samples.
-pub(super) fn flat_psnr(
-    selection: &Selection,
-    convention: Convention,
-    limit: usize,
-) -> Result<f64> {
-    let batch = if selection.len() <= limit {
-        selection.all()?
-    } else {
-        selection.draw(limit, 0)?
-    };
-    let values = to_unit(&batch.values, convention);
-    let mean = values.mean_dim(0, true, None::<Kind>).expand_as(&values);
-    crate::metrics::psnr(&mean, &values)
 }
 
 impl Task for SignalTask<'_> {
@@ -290,6 +308,3 @@ impl Task for SignalTask<'_> {
         Direction::Higher
     }
 }
-
-/// Of a score, dB: an infinite one cannot be written down.
-const MOST: f64 = 200.0;

@@ -213,7 +213,12 @@ impl DifGrid {
             .to_kind(coords.kind())
             .to_device(coords.device());
         let tile = (EXTENT / tiles).view([-1, 1, 1]);
-        let within = (coords + 1.0).unsqueeze(0).remainder_tensor(&tile);
+        let along = (coords + 1.0).unsqueeze(0);
+        let within = along.remainder_tensor(&tile);
+        // A tile that spans the domain ends where it ends: 1 must not be taken for -1.
+        let within = along
+            .clamp(0.0, EXTENT)
+            .where_self(&tile.ge(EXTENT), &within);
         (within / (tile * 0.5) - 1.0).clamp(-1.0, 1.0)
     }
 }

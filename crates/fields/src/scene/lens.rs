@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Steps of Newton's method that a pixel gets. Real lenses take three or four.
 const STEPS: usize = 20;
 
+/// Most pixels of a picture, whose rays are made all at once.
+const MOST_PIXELS: usize = 1 << 26;
+
 /// A pinhole camera with the distortion of a real lens, as `OpenCV` and COLMAP have it.
 ///
 /// With (x, y) = (X/Z, Y/Z), y down and r² = x² + y²:
@@ -50,8 +53,12 @@ impl Lens {
     /// # Errors
     /// [`Error::Config`] naming the first field that is out of its range.
     pub fn validate(&self) -> Result<()> {
-        if self.width == 0 || self.height == 0 {
-            let reason = format!("must be pixels, got {} × {}", self.height, self.width);
+        let pixels = self.width.checked_mul(self.height);
+        if !pixels.is_some_and(|pixels| (1..=MOST_PIXELS).contains(&pixels)) {
+            let reason = format!(
+                "must be 1 to {MOST_PIXELS} pixels, got {} × {}",
+                self.height, self.width
+            );
             return Err(Error::config("size", reason));
         }
         if !self.focal.iter().all(|f| *f > 0.0 && f.is_finite()) {

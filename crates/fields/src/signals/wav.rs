@@ -54,10 +54,21 @@ pub fn decode_wav(source: impl Read, name: &Path, convention: Convention) -> Res
     if samples.is_empty() {
         return Err(Error::data(name, "holds no sample"));
     }
+    if spec.sample_rate == 0 {
+        return Err(Error::data(name, "says that it has 0 samples a second"));
+    }
     let channels = usize::from(spec.channels);
     if let Some(at) = samples.iter().position(|sample| !sample.is_finite()) {
         let (sample, row) = (samples[at], at / channels);
         let reason = format!("sample {row} is {sample}, not a finite number");
+        return Err(Error::data(name, reason));
+    }
+    // The format's own range; floats may leave it, and then nothing says what full scale is.
+    if let Some(at) = samples.iter().position(|sample| sample.abs() > 1.0) {
+        let (sample, row) = (samples[at], at / channels);
+        let reason = format!(
+            "sample {row} is {sample}, and samples lie in -1 to 1; reduce the volume of the file"
+        );
         return Err(Error::data(name, reason));
     }
     Ok(Sound {

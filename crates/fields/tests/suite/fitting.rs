@@ -5,6 +5,7 @@ use std::path::Path;
 use densely_core::Result;
 use densely_data::Image;
 use densely_data::image::write_png;
+use densely_fields::fit::radiance::SceneSettings;
 use densely_fields::fit::{
     AutoOptions, DataSettings, Field, FieldSettings, ImageSettings, MeshSettings, Outcome,
     Precision, PreviewOptions, SoundSettings, VideoSettings, Window, choose_frequency, evaluate,
@@ -103,10 +104,6 @@ fn score(outcome: &Outcome, name: &str) -> f64 {
         .1
 }
 
-fn weights(folder: &Path) -> Vec<u8> {
-    std::fs::read(folder.join("best/model.safetensors")).expect("weights")
-}
-
 #[test]
 fn a_picture_is_fitted_rendered_judged_and_packed() -> Result<()> {
     let home = tempfile::tempdir().expect("a folder");
@@ -182,36 +179,161 @@ fn a_picture_is_fitted_rendered_judged_and_packed() -> Result<()> {
     Ok(())
 }
 
+/// The files of a run that is going on, as a kill would leave them.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let to = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy_folder(&path, &to);
+        } else if path.file_name().is_some_and(|name| name != "lock") {
+            std::fs::copy(&path, &to).expect("a file");
+        }
+    }
+}
+
+/// Runs a fit, goes on from what it had left after its second judgement, and compares both.
+fn assert_resumes(settings: &FieldSettings, data: &Path, name: &str) -> Result<Outcome> {
+    let at = |part: &str| data.join(format!("{name}-{part}"));
+    let mut copy = |event: &Event| {
+        if matches!(event, Event::Epoch { epoch: 1, .. }) {
+            copy_folder(&at("whole"), &at("cut"));
+        }
+    };
+    let whole = run_from(settings, data, &at("whole"), None, &mut copy)?;
+    let resume = Some(ResumeFrom::Last);
+    let resumed = run_from(settings, data, &at("cut"), resume, &mut |_| ())?;
+    assert_eq!(whole.scores, resumed.scores, "{name}");
+    for file in [
+        "best/model.safetensors",
+        "last/optimizer.safetensors",
+        "metrics.jsonl",
+    ] {
+        let bytes = |part| std::fs::read(at(part).join(file)).expect("a file");
+        assert!(bytes("whole") == bytes("cut"), "{name}: {file}");
+    }
+    Ok(whole)
+}
+
 #[test]
 fn a_fit_that_was_stopped_ends_in_the_same_bits() -> Result<()> {
     let home = tempfile::tempdir().expect("a folder");
     let data = home.path();
     write_png(&data.join("waves.png"), &waves(24, 24, 1, 0.5))?;
-    let whole = image_settings("waves.png", "cam-image", Split::Every(2));
-    let outcome = run(&whole, data, &data.join("whole"))?;
-    let mut first = whole.clone();
-    // The rate must not depend on how far it goes.
-    first.train.epochs = 2;
-    let mut whole_again = whole.clone();
-    for settings in [&mut first, &mut whole_again] {
-        settings.train.schedule = densely_train::schedule::ScheduleConfig::constant();
-    }
-    run(&first, data, &data.join("parts"))?;
-    let resumed = run_from(
-        &whole_again,
-        data,
-        &data.join("parts"),
-        Some(ResumeFrom::Last),
-        &mut |_| (),
-    );
-    // A run that has ended stays as it is.
-    assert_eq!(resumed?.epochs, 2);
-    let straight = run(&whole_again, data, &data.join("straight"))?;
-    assert_eq!(straight.epochs, 3);
-    let twice = run(&whole, data, &data.join("twice"))?;
-    assert_eq!(weights(&data.join("whole")), weights(&data.join("twice")));
-    assert_eq!(outcome.scores, twice.scores);
+    let settings = image_settings("waves.png", "cam-image", Split::Every(2));
+    let outcome = assert_resumes(&settings, data, "image")?;
     assert!(score(&outcome, "psnr_test") > 15.0);
+
+    a_box().write(&data.join("box.ply"))?;
+    let mut mesh = MeshSettings::new("box.ply".to_owned());
+    mesh.resolution = 16;
+    let mut settings = FieldSettings::suggest(DataSettings::Mesh(mesh), Some("siren"))?;
+    small(&mut settings);
+    assert_resumes(&settings, data, "mesh")?;
+
+    let outcome = assert_resumes(&ball(data)?, data, "scene")?;
+    // Light from a ball on white, of which half is seen: 9 dB are white everywhere.
+    assert!(score(&outcome, "psnr") > 15.0, "{:?}", outcome.scores);
+    let field = Field::open(&data.join("scene-whole"), Device::Cpu)?;
+    let found = evaluate(&field, &ball(data)?.data, data)?;
+    assert_eq!(found.scores[0].1, score(&outcome, "psnr"));
+    assert_eq!(found.views.len(), 2);
+    let path = data.join("ball.field");
+    field.save(&path, Precision::Full)?;
+    let again = evaluate(&Field::open(&path, Device::Cpu)?, &ball(data)?.data, data)?;
+    assert_eq!(again, found);
+    Ok(())
+}
+
+/// Ten views of a ball with a colour for each direction, and how it is fitted in a second.
+fn ball(data: &Path) -> Result<FieldSettings> {
+    const SIDE: u32 = 16;
+    let folder = data.join("ball");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let mut frames = Vec::new();
+    for view in 0..10 {
+        let turn = f64::from(view) / 10.0 * std::f64::consts::TAU;
+        let (sin, cos) = turn.sin_cos();
+        // Columns: right, up, back; the camera is 4 away.
+        let pose = [
+            [-sin, 0.0, cos, 4.0 * cos],
+            [cos, 0.0, sin, 4.0 * sin],
+            [0.0, 1.0, 0.0, 0.0],
+            [0.0, 0.0, 0.0, 1.0],
+        ];
+        let mut picture = image::RgbaImage::new(SIDE, SIDE);
+        for (column, row, pixel) in picture.enumerate_pixels_mut() {
+            let share = |place: u32| (f64::from(place) + 0.5) / f64::from(SIDE) * 2.0 - 1.0;
+            // An angle of 0.7 across.
+            let slope = 0.35f64.tan();
+            let local = [share(column) * slope, -share(row) * slope, -1.0];
+            let d: [f64; 3] = std::array::from_fn(|i| (0..3).map(|j| pose[i][j] * local[j]).sum());
+            let o = [pose[0][3], pose[1][3], pose[2][3]];
+            let dot = |a: [f64; 3], b: [f64; 3]| a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+            let (aa, half, c) = (dot(d, d), dot(d, o), dot(o, o) - 1.0);
+            let root = half * half - aa * c;
+            if root > 0.0 {
+                let t = (-half - root.sqrt()) / aa;
+                let colour = |i: usize| ((o[i] + t * d[i]) * 100.0 + 127.0) as u8;
+                *pixel = image::Rgba([colour(0), colour(1), colour(2), 255]);
+            }
+        }
+        let file = format!("r_{view}.png");
+        picture.save(folder.join(&file)).expect("saved");
+        frames.push(json!({ "file_path": file, "transform_matrix": pose }));
+    }
+    let text = json!({ "camera_angle_x": 0.7, "frames": frames }).to_string();
+    std::fs::write(folder.join("transforms.json"), text).expect("written");
+    let scene = DataSettings::Scene(SceneSettings::new("ball".to_owned()));
+    let mut settings = FieldSettings::suggest(scene, None)?;
+    settings.model.config.insert(
+        "grid".to_owned(),
+        json!({ "levels": 4, "base": 4, "log2_table": 10, "growth": { "finest": 16 } }),
+    );
+    settings.model.config.insert(
+        "head".to_owned(),
+        json!({ "hidden": 16, "geometry": 8, "harmonics": 2 }),
+    );
+    let train = &mut settings.train;
+    (train.batch_size, train.epochs, train.epoch_steps) = (128, 4, 20);
+    if let Some(rays) = &mut train.rays {
+        rays.samples = 4096;
+        (rays.occupancy.resolution, rays.occupancy.step) = (16, 0.1);
+    }
+    Ok(settings)
+}
+
+#[test]
+fn signals_that_hardly_differ_from_one_value_are_fitted_too() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    let black = Image::new(16, 16, 1, vec![0; 256])?;
+    write_png(&data.join("black.png"), &black)?;
+    let mut settings = image_settings("black.png", "siren", Split::All);
+    settings.train.epoch_steps = 100;
+    let outcome = run(&settings, data, &data.join("run"))?;
+    assert!(score(&outcome, "psnr") > 20.0);
+    Ok(())
+}
+
+#[test]
+fn a_mesh_is_judged_as_it_was_scaled() -> Result<()> {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    a_box().write(&data.join("box.ply"))?;
+    let mut mesh = MeshSettings::new("box.ply".to_owned());
+    (mesh.resolution, mesh.diagonal) = (24, 1.2);
+    let mut settings = FieldSettings::suggest(DataSettings::Mesh(mesh.clone()), Some("siren"))?;
+    small(&mut settings);
+    let outcome = run(&settings, data, &data.join("run"))?;
+    let field = Field::open(&data.join("run"), Device::Cpu)?;
+    mesh.diagonal = 1.9;
+    let found = evaluate(&field, &DataSettings::Mesh(mesh), data)?;
+    assert!(
+        (found.scores[0].1 - score(&outcome, "iou")).abs() < 1e-3,
+        "{found:?}"
+    );
     Ok(())
 }
 
@@ -436,7 +558,6 @@ fn what_cannot_be_fitted_has_its_sentence() -> Result<()> {
         s.model.config.insert("omega".to_owned(), json!(3e3));
         s.train.epoch_steps = 120;
     });
-    // A rate far too high: the loss is no number any more.
     for (number, (settings, words)) in wrong.iter().enumerate() {
         let result = run(settings, data, &data.join(format!("wrong-{number}")));
         let error = result.expect_err(words).to_string();
@@ -523,5 +644,16 @@ fn damaged_files_of_fields_are_refused() -> Result<()> {
     let packed = json!({ name: { "shape": [1_000_000, 1_000_000], "bits": 8, "scale": 1.0 } });
     save(&pipeline, Some(&packed.to_string()))?;
     assert!(Field::open(&path, Device::Cpu).is_err());
+    let packed = json!({ name: { "shape": [0, -5], "bits": 8, "scale": 1.0 } });
+    save(&pipeline, Some(&packed.to_string()))?;
+    assert!(Field::open(&path, Device::Cpu).is_err());
+    save(
+        &pipeline.replace("\"hidden\":32", "\"hidden\":1000000000000"),
+        None,
+    )?;
+    let error = Field::open(&path, Device::Cpu)
+        .expect_err("too large")
+        .to_string();
+    assert!(error.contains("1000000000000"), "{error}");
     Ok(())
 }

@@ -479,3 +479,18 @@ fn configs_read_back_and_refuse_unknown_fields() {
         assert!(serde_json::from_str::<GnfConfig>(text).is_err(), "{text}");
     }
 }
+
+#[test]
+fn a_level_that_spans_the_domain_tells_its_ends_apart() -> Result<()> {
+    let vs = VarStore::new(Device::Cpu);
+    let config = GnfConfig::image().quick_to_learn();
+    let grid = seeded(0, || config.encoder.build(&vs.root()))?;
+    let ends = Tensor::from_slice(&[-1.0f32, 0.3, 1.0, 0.3]).view([2, 2]);
+    let features = grid.forward(&ends)?;
+    let difference = (features.get(0) - features.get(1)).abs().max();
+    assert!(difference.double_value(&[]) > 1e-3);
+    // Beyond the ends lies what is there.
+    let beyond = Tensor::from_slice(&[-1.1f32, 0.3, 1.1, 0.3]).view([2, 2]);
+    assert_bits(&grid.forward(&beyond)?, &features);
+    Ok(())
+}

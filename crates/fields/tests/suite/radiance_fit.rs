@@ -663,7 +663,10 @@ fn scenes_are_found_and_parts_of_them_held_out() -> Result<()> {
         ..settings("a")
     };
     let error = other.open(at).expect_err("another size").to_string();
-    assert!(error.contains("31 × 41") && error.contains("4 × 5"), "{error}");
+    assert!(
+        error.contains("31 × 41") && error.contains("4 × 5"),
+        "{error}"
+    );
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use densely_fields::fit::{
     choose_frequency, fit,
 };
 use densely_fields::fresh::Choice;
-use densely_fields::signals::Split;
+use densely_fields::signals::{Split, write_wav};
 use densely_train::optim::OptimConfig;
 use densely_train::plot::grid::{self, Cell};
 use densely_train::plot::{self, Axes, Series, run_plots};
@@ -45,7 +45,7 @@ pub(crate) struct Fit {
     /// Compare at the full size with ten draws each, as published; slow.
     #[arg(long, requires = "auto")]
     auto_full: bool,
-    /// Steps in all.
+    /// Steps in all; judged after each twentieth of them, so that up to nineteen more are made.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     steps: Option<u64>,
     /// Samples (of scenes rays) of a step; 0 takes all in each.
@@ -66,9 +66,9 @@ pub(crate) struct Fit {
     /// Write a picture of the field to this folder now and then while it trains.
     #[arg(long, value_name = "DIR")]
     preview: Option<PathBuf>,
-    /// Seconds between two of them.
-    #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
-    preview_every: f64,
+    /// Seconds between two of them; 10 when left out.
+    #[arg(long, requires = "preview", value_name = "SECONDS")]
+    preview_every: Option<f64>,
     /// Change any setting of the run, such as `model.config.first_omega=60`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     changes: Vec<String>,
@@ -119,7 +119,7 @@ pub(super) fn run(arguments: &Fit, common: &Common) -> Result<()> {
         choice: choice.as_ref(),
         preview: arguments.preview.as_ref().map(|folder| PreviewOptions {
             folder: folder.clone(),
-            seconds: arguments.preview_every,
+            seconds: arguments.preview_every.unwrap_or(10.0),
         }),
     };
     let device = common.device.open()?;
@@ -168,7 +168,12 @@ impl Fit {
                 OptimConfig::Sgd(config) => config.lr = lr,
             }
         }
+        let preset = settings.model.preset.clone();
         let settings = recipe::changed(&settings, &self.changes)?;
+        if settings.model.preset != preset {
+            let reason = "is named by --model, which also suggests how it is trained";
+            return Err(Error::config("model.preset", reason));
+        }
         if self.model.is_none() && !common.quiet {
             eprintln!(
                 "model {}: what reaches most in minutes for a signal of kind {}; --model takes another",
@@ -233,7 +238,7 @@ pub(crate) struct Fitted {
 /// Says a score in the words of the signal.
 const fn words(data: &DataSettings) -> fn(f64) -> String {
     match data {
-        DataSettings::Mesh(_) => |score| format!("IoU {score:.4}"),
+        DataSettings::Mesh(_) => |score| format!("distances wrong by {score:.5}"),
         _ => |score| format!("PSNR {score:.2} dB"),
     }
 }
@@ -298,7 +303,7 @@ impl Job<'_> {
             }
             Described::Sound { sample_rate, .. } => {
                 let path = folder.join("reconstruction.wav");
-                super::render::write_sound(&path, &field.sound(*sample_rate)?, *sample_rate)?;
+                write_wav(&path, &field.sound(*sample_rate)?, *sample_rate)?;
                 made.push(path);
             }
             Described::Video {

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use densely_core::tch::{Kind, Tensor};
+use densely_core::tch::Tensor;
 use densely_core::{Error, Result};
 use densely_data::Image;
 use densely_data::image::write_png;
 use densely_fields::fit::radiance::turntable;
-use densely_fields::fit::{Described, Field, Window};
+use densely_fields::fit::{Described, Field, Window, bytes_of};
 use densely_fields::signals::write_wav;
 use densely_train::progress::Bar;
 use serde_json::json;
@@ -38,12 +38,12 @@ pub(crate) struct Render {
     /// Moment of a film in shares of its length, which makes one picture.
     #[arg(long)]
     time: Option<f64>,
-    /// Frames of a film or a turntable.
-    #[arg(long)]
+    /// Frames of a film.
+    #[arg(long, conflicts_with = "time")]
     frames: Option<usize>,
-    /// Points along an axis of the grid that a mesh is made on.
-    #[arg(long, default_value_t = 256)]
-    resolution: usize,
+    /// Points along an axis of the grid that a mesh is made on; 256 when left out.
+    #[arg(long)]
+    resolution: Option<usize>,
     /// Samples a second of a sound; those of the signal when left out.
     #[arg(long)]
     sample_rate: Option<u32>,
@@ -82,11 +82,11 @@ pub(super) fn run(arguments: &Render, common: &Common) -> Result<()> {
         Described::Sound { sample_rate, .. } => {
             let rate = arguments.sample_rate.unwrap_or(*sample_rate);
             let sound = field.sound(rate)?;
-            write_sound(out, &sound, rate)?;
+            write_wav(out, &sound, rate)?;
             format!("{} samples, {rate} a second", sound.size()[0])
         }
         Described::Mesh { .. } => {
-            let surface = field.surface(arguments.resolution)?;
+            let surface = field.surface(arguments.resolution.unwrap_or(256))?;
             surface.write(out)?;
             format!(
                 "{} vertices, {} triangles",
@@ -109,16 +109,23 @@ impl Render {
     fn check(&self, field: &Field) -> Result<()> {
         let kind = field.pipeline().signal.kind();
         let pictures = ["image", "video", "scene"];
-        let given: [(&str, bool, &[&str]); 8] = [
+        let given: [(&str, bool, &[&str]); 9] = [
             ("--size", self.size.is_some(), &pictures),
             ("--scale", self.scale.is_some(), &pictures),
             ("--zoom", self.zoom.is_some(), &["image", "video"]),
             ("--time", self.time.is_some(), &["video"]),
+            ("--resolution", self.resolution.is_some(), &["mesh"]),
             ("--frames", self.frames.is_some(), &["video"]),
             ("--sample-rate", self.sample_rate.is_some(), &["sound"]),
             ("--view", self.view.is_some(), &["scene"]),
             ("--turntable", self.turntable.is_some(), &["scene"]),
         ];
+        if kind == "video" && self.zoom.is_some() && self.time.is_none() {
+            return Err(Error::config(
+                "--zoom",
+                "is for one picture of a film: say when by --time",
+            ));
+        }
         for (name, is_given, kinds) in given {
             if is_given && !kinds.contains(&kind) {
                 let reason = format!(
@@ -154,11 +161,11 @@ impl Render {
         let Some(text) = &self.zoom else {
             return Ok(Window::WHOLE);
         };
-        let numbers: Vec<f64> = text
+        let numbers: Option<Vec<f64>> = text
             .split(',')
-            .filter_map(|part| part.trim().parse().ok())
+            .map(|part| part.trim().parse().ok())
             .collect();
-        if let [left, top, width, height] = *numbers.as_slice() {
+        if let Some(&[left, top, width, height]) = numbers.as_deref() {
             return Ok(Window {
                 start: [top, left],
                 size: [height, width],
@@ -225,8 +232,7 @@ impl Render {
 
 /// Colours `[height · width, 3]` from 0 to 1 as a picture.
 pub(super) fn picture_of(rgb: &Tensor, height: usize, width: usize) -> Result<Image> {
-    let bytes = (rgb.clamp(0.0, 1.0) * 255.0).round().to_kind(Kind::Uint8);
-    Image::new(width, height, 3, Vec::try_from(bytes.flatten(0, -1))?)
+    Image::new(width, height, 3, bytes_of(rgb)?)
 }
 
 /// Frames of a film, in a folder.
@@ -246,9 +252,4 @@ pub(super) fn write_frames(
         write_png(&folder.join(format!("frame_{number:04}.png")), &picture)?;
     }
     Ok(())
-}
-
-/// Samples `[samples, channels]` as a WAV file.
-pub(super) fn write_sound(path: &Path, sound: &Tensor, sample_rate: u32) -> Result<()> {
-    write_wav(path, sound, sample_rate)
 }

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use densely_core::{Error, Result};
 use densely_fields::fit::{AutoOptions, FieldSettings};
-use densely_fields::fresh::Choice;
 use densely_train::machine::device_name;
 use densely_train::plot::{self, Axes, Series};
 use densely_train::run::read_log;
@@ -78,6 +77,10 @@ impl Row {
                 .filter(|cell| cell.seed == seed)
                 .filter_map(|cell| value_of(&cell.scores, score))
                 .collect();
+            // A score that a signal lacks, such as the distance of a surface that is not there, has no mean.
+            if values.len() < self.cells.iter().filter(|cell| cell.seed == seed).count() {
+                return f64::NAN;
+            }
             values.iter().sum::<f64>() / values.len() as f64
         };
         seeds.iter().map(|seed| (*seed, mean(*seed))).collect()
@@ -98,6 +101,12 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
         MODELS,
         compare.models.iter().map(|changes| changes.name.as_str()),
     )?;
+    if compare.sweep.is_some() && !compare.models.is_empty() {
+        return Err(Error::config(
+            "compare",
+            "holds models and a sweep; take a recipe for each",
+        ));
+    }
     let files = recipe.signals(&arguments.recipe)?;
     let out = arguments
         .out
@@ -185,7 +194,6 @@ impl Bench<'_> {
         signal: usize,
         seed: u64,
         folder: &Path,
-        choice: Option<&Choice>,
     ) -> Result<Fitted> {
         let file = &self.files[signal];
         let job = Job {
@@ -193,7 +201,7 @@ impl Bench<'_> {
             settings,
             folder: &self.arguments.data_dir,
             signal: &self.arguments.data_dir.join(file),
-            choice,
+            choice: None,
             preview: None,
         };
         let resume = self.arguments.resume.from()?;
@@ -232,7 +240,7 @@ impl Bench<'_> {
         for seed in &self.recipe.seeds {
             for (signal, settings) in entry.settings.iter().enumerate() {
                 let folder = place(*seed, signal);
-                let fitted = self.one(&entry.name, settings, signal, *seed, &folder, None)?;
+                let fitted = self.one(&entry.name, settings, signal, *seed, &folder)?;
                 let outcome = fitted.outcome;
                 row.seconds += outcome.seconds;
                 row.peak_mb = [row.peak_mb, outcome.peak_mb]
@@ -377,7 +385,7 @@ fn curves(rows: &[Row], recipe: &Recipe, out: &Path) -> Result<PathBuf> {
     let title = format!("{}: score while it trains", recipe.name);
     plot::line(
         &path,
-        &Axes::new(title, "step", "PSNR [dB] or IoU"),
+        &Axes::new(title, "step", "PSNR [dB], or error of distances"),
         &series,
     )?;
     Ok(path)
@@ -409,6 +417,9 @@ impl Bench<'_> {
     /// Trains every value of a setting on every signal with the first seed, and compares the best with the one that spectra choose.
     fn sweep(&mut self, sweep: &Sweep, own: &[FieldSettings], out: &Path) -> Result<Swept> {
         let seed = self.recipe.seeds[0];
+        if !sweep.values.is_sorted() || sweep.values.is_empty() {
+            return Err(Error::config("compare.sweep.values", "must ascend"));
+        }
         let mut found = Vec::new();
         let mut lines_of = Vec::new();
         for (signal, settings) in own.iter().enumerate() {
@@ -421,6 +432,13 @@ impl Bench<'_> {
                 ..sweep.auto.clone()
             };
             let choice = choose(&mut chosen, &self.arguments.data_dir, &auto, self.common)?;
+            if choice.chosen.setting != sweep.setting {
+                let reason = format!(
+                    "must be `{}`, which is what is chosen",
+                    choice.chosen.setting
+                );
+                return Err(Error::config("compare.sweep.setting", reason));
+            }
             let fresh_seconds = start.elapsed().as_secs_f64();
             let nearest = sweep
                 .values
@@ -437,8 +455,10 @@ impl Bench<'_> {
                 config.insert(sweep.setting.clone(), json!(value));
                 let name = format!("{} {value}", sweep.setting);
                 let folder = out.join("sweep").join(slug(&file)).join(slug(&name));
-                let fitted = self.one(&name, &settings, signal, seed, &folder, None)?;
-                let (_, score) = fitted.outcome.scores[0];
+                let fitted = self.one(&name, &settings, signal, seed, &folder)?;
+                // By what was held out, where something was.
+                let of = &fitted.outcome.scores;
+                let score = value_of(of, "psnr_test").unwrap_or(of[0].1);
                 scores.push(score);
                 sweep_seconds += fitted.outcome.seconds;
             }

@@ -179,9 +179,11 @@ impl Points {
             let jitter = look.jitter.map(|jitter| jitter.narrow(0, taken, block));
             let found = grid.march(&some(rays, taken, block)?, near, far, jitter.as_ref())?;
             self.per_ray.set(found.count() as f64 / block as f64);
-            // Offsets ascend from 0: as many rays end within what is left as offsets but the first do.
+            // Offsets ascend: the rays that begin before the budget is used up and end within it, however they are cut into blocks.
             let ends = found.offsets();
-            let fitting = ends.le(left).sum(Kind::Int64).int64_value(&[]) - 1;
+            let begins = ends.narrow(0, 0, block).lt(left);
+            let fits = begins.logical_and(&ends.narrow(0, 1, block).le(left));
+            let fitting = fits.sum(Kind::Int64).int64_value(&[]);
             let kept = if taken == 0 { fitting.max(1) } else { fitting };
             let count = ends.int64_value(&[kept]);
             ray.push(found.ray().narrow(0, 0, count) + taken);

@@ -56,15 +56,12 @@ impl SceneSettings {
     /// files.
     pub fn open(&self, folder: &Path) -> Result<(Scene, Vec<usize>, Vec<usize>)> {
         let path = folder.join(&self.file);
-        let mut scene = self.read(folder, &path)?;
-        let count = scene.views().len();
+        let (scene, count) = self.whole(folder, &path)?;
         let (test, train): (Vec<usize>, Vec<usize>) = if self.test.is_empty() {
             let held_out =
                 |view: &usize| self.test_every > 0 && view.is_multiple_of(self.test_every);
             (0..count).partition(held_out)
         } else {
-            let others = folder.join(&self.test);
-            scene.append(self.read(folder, &others)?, &others)?;
             ((count..scene.views().len()).collect(), (0..count).collect())
         };
         if train.len() < 2 {
@@ -76,6 +73,25 @@ impl SceneSettings {
             return Err(Error::data(path, reason));
         }
         Ok((scene, train, test))
+    }
+
+    /// All views, whether they are trained on or not.
+    ///
+    /// # Errors
+    /// Those of reading the files.
+    pub fn all(&self, folder: &Path) -> Result<Scene> {
+        Ok(self.whole(folder, &folder.join(&self.file))?.0)
+    }
+
+    /// All views, and the number of those before the ones of `test`.
+    fn whole(&self, folder: &Path, path: &Path) -> Result<(Scene, usize)> {
+        let mut scene = self.read(folder, path)?;
+        let count = scene.views().len();
+        if !self.test.is_empty() {
+            let others = folder.join(&self.test);
+            scene.append(self.read(folder, &others)?, &others)?;
+        }
+        Ok((scene, count))
     }
 
     fn read(&self, folder: &Path, path: &Path) -> Result<Scene> {

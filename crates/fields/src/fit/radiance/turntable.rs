@@ -2,7 +2,7 @@
 
 use std::f64::consts::TAU;
 
-use densely_core::{Error, Result, check};
+use densely_core::{Error, Result};
 
 use crate::mesh::vectors::{V3, add, cross, dot, length, scaled, sub, unit};
 use crate::scene::{Lens, Pose, View};
@@ -11,6 +11,8 @@ use crate::scene::{Lens, Pose, View};
 const NEAR_AXIS: f64 = 0.94;
 /// Share of its distance that the camera keeps from the axis at least, so that it knows which way is up.
 const LEAST_RADIUS: f64 = 0.1;
+/// Most frames of a turn.
+const MOST_FRAMES: usize = 100_000;
 /// Determinant, for a mean of projections, below which the cameras' axes count as parallel.
 const PARALLEL: f64 = 1e-6;
 
@@ -22,7 +24,10 @@ const PARALLEL: f64 = 1e-6;
 /// # Errors
 /// [`Error::Config`] without a frame and for a size of 0; [`Error::Data`] without a view, and when all cameras stand in the centre.
 pub fn turntable(views: &[View], frames: usize, size: Option<(usize, usize)>) -> Result<Vec<View>> {
-    check::positive("frames", frames as i64)?;
+    if !(1..=MOST_FRAMES).contains(&frames) {
+        let reason = format!("must lie in 1 to {MOST_FRAMES}, got {frames}");
+        return Err(Error::config("frames", reason));
+    }
     let Some(view) = views.first() else {
         return Err(Error::data("", "there is no camera to go around with"));
     };
