@@ -16,6 +16,8 @@ mod meshes;
 mod networks;
 mod radiance;
 #[cfg(feature = "image")]
+mod radiance_files;
+#[cfg(feature = "image")]
 mod radiance_fit;
 mod rendering;
 mod scenes;
