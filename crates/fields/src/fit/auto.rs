@@ -17,7 +17,7 @@ use crate::fresh::{
 };
 use crate::signals::{Convention, Coordinates, Split, to_grid};
 
-/// How a frequency is chosen. The paper compares at the full size with 10 draws ([`AutoOptions::PAPER`]); the default takes a fraction of that time.
+/// How a frequency is chosen. The paper compares at the full size with 10 draws ([`AutoOptions::paper`]); the default takes a fraction of that time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AutoOptions {
