@@ -24,7 +24,7 @@ fn main() -> Result<()> {
         Some(mesh) => mesh,
         None => a_box(Path::new("runs/box.ply"))?,
     };
-    let out = arguments.next().unwrap_or_else(|| "learnt.ply".into());
+    let out = arguments.next().unwrap_or_else(|| "runs/learnt.ply".into());
 
     let mut data = MeshSettings::new(mesh.to_string_lossy().into_owned());
     data.resolution = 64;
