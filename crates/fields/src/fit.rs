@@ -35,7 +35,6 @@ mod settings;
 mod shape;
 mod signal;
 
-use std::cell::Cell;
 use std::path::Path;
 use std::time::Instant;
 
@@ -222,7 +221,6 @@ impl Fit<'_> {
             seed: options.seed,
             device: options.device,
             preview,
-            steps: Cell::new(0),
         };
         let found = self.train(&task, &vs, &pipeline, observe)?;
         let judge = |selection| {
@@ -291,7 +289,6 @@ impl Fit<'_> {
             seed: options.seed,
             device: options.device,
             preview,
-            steps: Cell::new(0),
         };
         let found = self.train(&task, &vs, &pipeline, observe)?;
         let values = |points: &tch::Tensor| {
@@ -321,7 +318,6 @@ impl Fit<'_> {
             train: &self.settings.train,
             seed: options.seed,
             preview,
-            steps: Cell::new(0),
         };
         let found = self.train(&task, &vs, &pipeline, observe)?;
         let scores = task.scores()?;

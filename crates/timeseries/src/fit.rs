@@ -542,7 +542,7 @@ impl Task for WideTask<'_> {
         Tensors::from([("past".to_owned(), past), ("future".to_owned(), future)])
     }
 
-    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    fn judge(&self, _steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)> {
         let Errors { mse, mae, .. } =
             evaluate(self.model, &self.prepared.valid, self.train.eval_batch_size)?;
         let score = if self.train.loss == Loss::Mae {

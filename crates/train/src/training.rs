@@ -49,11 +49,11 @@ pub trait Task {
     fn rules(&self) -> Vec<GroupRule> {
         Vec::new()
     }
-    /// The score on the validation part, and metrics by name.
+    /// The score on the validation part after so many steps, and metrics by name.
     ///
     /// # Errors
     /// Those of the model.
-    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)>;
+    fn judge(&self, steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)>;
     /// Which scores are better.
     fn direction(&self) -> Direction {
         Direction::Lower
@@ -208,7 +208,7 @@ impl Loop<'_> {
                 return Err(run.with_batch(error, || last.map(T::tensors)));
             }
             state.evaluate();
-            let (score, metrics) = task.judge()?;
+            let (score, metrics) = task.judge(run.progress().step)?;
             let direction = task.direction();
             schedule.observe(score, direction);
             run.set_schedule(&schedule);

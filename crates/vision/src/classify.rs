@@ -540,7 +540,7 @@ impl Task for ClassifyTask<'_> {
         groups::group_rules(&self.rules)
     }
 
-    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    fn judge(&self, _steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)> {
         let seen = self.logits(&self.prepared.valid)?;
         let found = classified(&seen.logits, &seen.labels)?;
         let metrics = vec![

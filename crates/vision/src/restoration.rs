@@ -315,7 +315,7 @@ impl Task for RestoreTask<'_> {
         Tensors::from([("image".to_owned(), spoilt), ("clean".to_owned(), clean)])
     }
 
-    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    fn judge(&self, _steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)> {
         let found = judge(
             self.model,
             &self.prepared.valid,

@@ -37,19 +37,20 @@ impl Preview {
             last: Cell::new(Instant::now()),
         })
     }
+}
 
-    /// Lets `write` write `step-<steps>.png`, where it is time.
-    pub(super) fn when_due(
-        &self,
-        steps: u64,
-        write: &mut dyn FnMut(&Path) -> Result<()>,
-    ) -> Result<()> {
-        if self.last.get().elapsed() < self.every {
-            return Ok(());
-        }
-        write(&self.folder.join(format!("step-{steps:07}.png")))?;
-        // Counted from its end: a slow picture must not leave training without time.
-        self.last.set(Instant::now());
-        Ok(())
-    }
+/// Lets `write` write `step-<steps>.png`, where pictures are wanted and it is time for one.
+pub(super) fn show(
+    preview: Option<&Preview>,
+    steps: u64,
+    write: &mut dyn FnMut(&Path) -> Result<()>,
+) -> Result<()> {
+    let Some(preview) = preview.filter(|preview| preview.last.get().elapsed() >= preview.every)
+    else {
+        return Ok(());
+    };
+    write(&preview.folder.join(format!("step-{steps:07}.png")))?;
+    // Counted from its end: a slow picture must not leave training without time.
+    preview.last.set(Instant::now());
+    Ok(())
 }

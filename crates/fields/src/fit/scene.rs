@@ -1,6 +1,5 @@
 //! Fitting scenes by their photographs.
 
-use std::cell::Cell;
 use std::path::Path;
 
 use densely_core::{Error, Result, Tensors};
@@ -15,7 +14,7 @@ use tch::Tensor;
 use super::evaluate::{judge_views, means};
 use super::field::{Described, Pipeline, bytes_of};
 use super::grid_rules;
-use super::preview::Preview;
+use super::preview::{Preview, show};
 use super::radiance::{RadianceConfig, RadianceField, SceneSettings};
 use super::settings::{FieldSettings, TrainSettings};
 use crate::render::Background;
@@ -76,7 +75,6 @@ pub(super) struct SceneTask<'a> {
     pub(super) train: &'a TrainSettings,
     pub(super) seed: u64,
     pub(super) preview: Option<Preview>,
-    pub(super) steps: Cell<u64>,
 }
 
 impl SceneTask<'_> {
@@ -140,25 +138,24 @@ impl Task for SceneTask<'_> {
     }
 
     fn made(&self, steps: u64) -> Result<()> {
-        self.steps.set(steps);
         let SceneParts { train, test, .. } = self.parts;
-        let (Some(preview), Some(view)) = (&self.preview, test.first().or(train.first())) else {
+        let Some(view) = test.first().or(train.first()) else {
             return Ok(());
         };
-        preview.when_due(steps, &mut |path| {
+        show(self.preview.as_ref(), steps, &mut |path| {
             let (height, width) = (self.parts.scene.height(), self.parts.scene.width());
             let bytes = bytes_of(&self.render(*view)?)?;
             write_png(path, &Image::new(width, height, 3, bytes)?)
         })
     }
 
-    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    fn judge(&self, steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)> {
         // Chosen by what is trained on: views that are held out are for the end.
         let mut scores = self.means(&self.parts.train, self.train.judge_limit)?;
         let psnr = scores.first().map_or(f64::NAN, |(_, psnr)| *psnr);
         if !psnr.is_finite() {
             return Err(Error::Diverged {
-                step: self.steps.get(),
+                step: steps,
                 loss: psnr,
             });
         }

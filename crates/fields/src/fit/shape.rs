@@ -1,6 +1,5 @@
 //! Fitting surfaces by their signed distances.
 
-use std::cell::Cell;
 use std::path::Path;
 
 use densely_core::{Error, Model, Result, Tensors};
@@ -12,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::field::{slice, values_of};
 use super::grid_rules;
-use super::preview::Preview;
+use super::preview::{Preview, show};
 use super::settings::{MeshSettings, TrainSettings};
 use crate::marching::{Inside, MarchingConfig};
 use crate::mesh::{Mesh, Normalisation, SdfBatch, SdfSampler, SignedDistance, SurfaceSampler};
@@ -107,7 +106,6 @@ pub(super) struct ShapeTask<'a> {
     pub(super) seed: u64,
     pub(super) device: Device,
     pub(super) preview: Option<Preview>,
-    pub(super) steps: Cell<u64>,
 }
 
 /// Seed of the points by which training is judged.
@@ -165,16 +163,12 @@ impl Task for ShapeTask<'_> {
     }
 
     fn made(&self, steps: u64) -> Result<()> {
-        self.steps.set(steps);
-        let Some(preview) = &self.preview else {
-            return Ok(());
-        };
-        preview.when_due(steps, &mut |path| {
+        show(self.preview.as_ref(), steps, &mut |path| {
             slice(path, self.network, self.coordinates, self.device)
         })
     }
 
-    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    fn judge(&self, steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)> {
         let coords = coordinates(&self.judged.points, self.coordinates);
         let values = values_of(self.network, &coords, self.device)?.squeeze_dim(1);
         let mut overlap = Overlap::default();
@@ -183,7 +177,7 @@ impl Task for ShapeTask<'_> {
         let error = error.double_value(&[]);
         if !error.is_finite() {
             return Err(Error::Diverged {
-                step: self.steps.get(),
+                step: steps,
                 loss: error,
             });
         }

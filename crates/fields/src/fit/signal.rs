@@ -1,6 +1,5 @@
 //! Fitting signals on a grid: pictures, sounds, films.
 
-use std::cell::Cell;
 use std::path::Path;
 
 use densely_core::{Error, Model, Result, Tensors};
@@ -12,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::evaluate::MOST;
 use super::field::{values_of, write_picture};
-use super::preview::Preview;
+use super::preview::{Preview, show};
 use super::settings::{DataSettings, ImageSettings, TrainSettings};
 use super::{grid_rules, no_better_than_nothing};
 use crate::metrics::SquaredError;
@@ -204,8 +203,6 @@ pub(super) struct SignalTask<'a> {
     pub(super) preview: Option<Preview>,
     /// PSNR of one value everywhere: what a field must beat.
     pub(super) flat: f64,
-    /// Steps made.
-    pub(super) steps: Cell<u64>,
 }
 
 impl SignalTask<'_> {
@@ -276,16 +273,12 @@ impl Task for SignalTask<'_> {
     }
 
     fn made(&self, steps: u64) -> Result<()> {
-        self.steps.set(steps);
-        let Some(preview) = &self.preview else {
-            return Ok(());
-        };
-        preview.when_due(steps, &mut |path| {
+        show(self.preview.as_ref(), steps, &mut |path| {
             write_picture(path, self.network, self.signal, self.device)
         })
     }
 
-    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    fn judge(&self, steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)> {
         let of = |selection: &Selection| {
             judge(
                 self.network,
@@ -300,7 +293,7 @@ impl Task for SignalTask<'_> {
         if let Some(test) = &self.parts.test {
             metrics.push(("psnr_test", of(test)?.psnr()));
         }
-        no_better_than_nothing(self.steps.get(), self.train, psnr, self.flat)?;
+        no_better_than_nothing(steps, self.train, psnr, self.flat)?;
         Ok((psnr.min(MOST), metrics))
     }
 

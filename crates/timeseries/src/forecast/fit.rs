@@ -539,7 +539,7 @@ impl Task for PanelTask<'_> {
         ])
     }
 
-    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    fn judge(&self, _steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)> {
         let Prepared {
             valid, settings, ..
         } = self.prepared;

@@ -40,7 +40,7 @@ impl Task for Diverging {
         Tensors::from([("number".to_owned(), Tensor::from_slice(&[batch]))])
     }
 
-    fn judge(&self) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    fn judge(&self, _steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)> {
         Err(Error::config("weight", "is no number"))
     }
 }
