@@ -149,6 +149,13 @@ impl Fit<'_> {
         observe: &mut dyn FnMut(&Event),
     ) -> Result<Finished> {
         let train = &self.settings.train;
+        let scale = train.grid_lr_scale;
+        let names = densely_core::weights::named(vs);
+        if (scale - 1.0).abs() > f64::EPSILON && !names.keys().any(|name| is_grid(name)) {
+            tracing::warn!(
+                "train.grid_lr_scale = {scale} changes nothing: the network has no grids of CAM"
+            );
+        }
         let training = Loop {
             optimizer: &train.optimizer,
             schedule: &train.schedule,
@@ -357,8 +364,11 @@ fn described(loaded: &Loaded) -> Result<Described> {
 
 /// The grids of CAM learn at a rate of their own.
 fn grid_rules(scale: f64) -> Vec<GroupRule> {
-    let is_grid = |name: &str, _: &tch::Tensor| name.ends_with("affine");
-    vec![GroupRule::new(is_grid, scale, None)]
+    vec![GroupRule::new(|name, _| is_grid(name), scale, None)]
+}
+
+fn is_grid(name: &str) -> bool {
+    name.ends_with("affine")
 }
 
 /// Share of the steps after which a field must be better than one value everywhere, and steps before which nothing is said.

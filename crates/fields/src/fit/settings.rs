@@ -196,7 +196,7 @@ pub struct ModelSettings {
     pub preset: String,
     /// Settings of its config that differ. Numbers of coordinates and of values come from the signal and must not stand here.
     pub config: Map<String, Value>,
-    /// How places and values become numbers; the preset's own way when left out.
+    /// How places and values become numbers; the preset's own way when left out. Of surfaces only its coordinates count: distances are as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub convention: Option<Convention>,
 }

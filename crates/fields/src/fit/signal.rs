@@ -293,6 +293,13 @@ impl Task for SignalTask<'_> {
         if let Some(test) = &self.parts.test {
             metrics.push(("psnr_test", of(test)?.psnr()));
         }
+        if psnr.is_nan() {
+            // The loss of the last step was of the weights before it.
+            return Err(Error::Diverged {
+                step: steps,
+                loss: psnr,
+            });
+        }
         no_better_than_nothing(steps, self.train, psnr, self.flat)?;
         Ok((psnr.min(MOST), metrics))
     }

@@ -45,7 +45,7 @@ pub(crate) struct Fit {
     /// Compare at the full size with ten draws each, as published; slow.
     #[arg(long, requires = "auto")]
     auto_full: bool,
-    /// Steps in all; judged after each twentieth of them, so that up to nineteen more are made.
+    /// Steps in all; judged ten to twenty times where their number allows it, else rounded up to twenty judgements, which is said.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     steps: Option<u64>,
     /// Samples (of scenes rays) of a step; 0 takes all in each.
@@ -76,8 +76,17 @@ pub(crate) struct Fit {
     resume: ResumeArguments,
 }
 
-/// Judgements of a training whose number of steps was given.
-const JUDGEMENTS: u64 = 20;
+/// Judgements of a training whose number of steps was given: at most, and at least where the steps divide into as many.
+const JUDGEMENTS: [u64; 2] = [20, 10];
+
+/// How often a training of so many steps is judged: as often as allowed where that divides the steps, else as often as divides them.
+fn judgements(steps: u64) -> u64 {
+    let [most, least] = JUDGEMENTS;
+    let dividing = (least..=most)
+        .rev()
+        .find(|count| steps.is_multiple_of(*count));
+    dividing.unwrap_or(most).min(steps)
+}
 
 pub(super) fn run(arguments: &Fit, common: &Common) -> Result<()> {
     let split = match (arguments.every, arguments.held_out) {
@@ -152,8 +161,15 @@ impl Fit {
         let mut settings = FieldSettings::suggest(data, self.model.as_deref())?;
         let train = &mut settings.train;
         if let Some(steps) = self.steps {
-            train.epochs = JUDGEMENTS.min(steps);
+            train.epochs = judgements(steps);
             train.epoch_steps = steps.div_ceil(train.epochs);
+            let all = train.epochs * train.epoch_steps;
+            if all != steps {
+                let each = train.epoch_steps;
+                tracing::warn!(
+                    "{steps} steps are rounded up to {all}: a judgement after every {each}"
+                );
+            }
         }
         if let Some(batch_size) = self.batch_size {
             train.batch_size = batch_size;
@@ -546,4 +562,26 @@ fn print(folder: &Path, fitted: &Fitted, choice: Option<&Choice>, common: &Commo
         outcome.seconds,
         folder.join("report.md").display()
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::judgements;
+
+    #[test]
+    fn steps_stay_what_was_asked_where_they_divide() {
+        let cases = [
+            (1, 1),
+            (5, 5),
+            (1000, 20),
+            (100, 20),
+            (130, 13),
+            (101, 20),
+            (360, 20),
+            (221, 17),
+        ];
+        for (steps, count) in cases {
+            assert_eq!(judgements(steps), count, "{steps}");
+        }
+    }
 }
