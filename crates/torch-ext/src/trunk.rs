@@ -163,8 +163,9 @@ pub(crate) mod trial {
                     assert_eq!(found.size(), exact.size());
                     norm(&(found.to_kind(Kind::Double) - exact))
                 });
-                // A tenth of a unit in the last place: by chance a value is exact.
-                let least = 1e-8 * norm(exact) + f64::MIN_POSITIVE;
+                // Half a unit in the last place, which rounding the exact value takes: what is nearer than that is as good as it can be, by
+                // luck or by the many partial sums that some processors' products of a single row have.
+                let least = 0.5 * f64::from(f32::EPSILON) * norm(exact) + f64::MIN_POSITIVE;
                 *log += ((ours + least) / (theirs + least)).ln();
             }
         }

@@ -18,7 +18,9 @@ pub(crate) fn draw(vs: &VarStore) {
     let named = weights::named(vs).into_iter();
     for (k, (name, mut xs)) in named.filter(|(_, xs)| xs.is_floating_point()).enumerate() {
         let i = places(xs.numel());
-        let d: Tensor = (&i * 0.37 * i.sqrt() + k as f64).sin();
+        // Not libtorch's root: on some processors it is a unit in the last place off, which the sine of large numbers magnifies to 1e-8.
+        let roots: Vec<f64> = (0..xs.numel()).map(|i| (i as f64).sqrt()).collect();
+        let d: Tensor = (&i * 0.37 * Tensor::from_slice(&roots) + k as f64).sin();
         let weight = name.ends_with("weight");
         let drawn = if weight && xs.dim() > 1 {
             let fan_in = xs.numel() as f64 / xs.size()[0] as f64;
