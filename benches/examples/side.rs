@@ -61,6 +61,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Milliseconds of each of the products through libtorch, and of moving `bytes` at the speed of a large copy.
 struct Floor {
     products: Vec<(Tensor, Tensor, Tensor)>,
+    /// How often the case does all of them.
+    times: f64,
     convolutions: Vec<(Convolution, [[Tensor; 2]; 2])>,
     /// A step does each convolution's work again for the input and for the weight.
     passes: f64,
@@ -118,6 +120,7 @@ impl Floor {
         let large = || Tensor::zeros([16 << 20], (Kind::Float, device));
         Self {
             products,
+            times: workload.passes(),
             convolutions,
             passes: if phase == Phase::Train { 3.0 } else { 1.0 },
             from: large(),
@@ -131,7 +134,7 @@ impl Floor {
         for (left, right, out) in &mut self.products {
             let mut product = || Ok(left.f_matmul_out(out, right).map(|_| ())?);
             product()?; // warm-up
-            total += median(measure_few(device, &mut product)?);
+            total += self.times * median(measure_few(device, &mut product)?);
         }
         let _no_grad = tch::no_grad_guard();
         for (conv, layouts) in &self.convolutions {

@@ -3,6 +3,7 @@
 //! Run with `cargo xtask bench`; the same work in Python is in `benches/peers`.
 
 mod fields;
+mod lm;
 mod recsys;
 mod tabular;
 mod timeseries;
@@ -61,6 +62,10 @@ pub trait Workload: std::fmt::Debug + Sync {
     fn build(&self, rows: i64, device: Device, bf16: bool) -> Result<Box<dyn Work>>;
     /// The matrix products that a case must do, as `[batches, m, k, n]` each.
     fn products(&self, phase: Phase, rows: i64) -> Vec<[i64; 4]>;
+    /// How often a case does all of its products.
+    fn passes(&self) -> f64 {
+        1.0
+    }
     /// The convolutions of a forward pass.
     fn convolutions(&self, _rows: i64) -> Vec<Convolution> {
         Vec::new()
@@ -150,9 +155,11 @@ pub fn workloads() -> impl Iterator<Item = &'static dyn Workload> {
     let fields = fields::WORKLOADS.iter().map(|w| w as &dyn Workload);
     let rendering = std::iter::once(&fields::RENDERING as &dyn Workload);
     let fields = fields.chain(rendering);
+    let lm = lm::WORKLOADS.iter().map(|w| w as &dyn Workload);
     tabular
         .chain(timeseries)
         .chain(recsys)
         .chain(vision)
         .chain(fields)
+        .chain(lm)
 }

@@ -4,6 +4,8 @@ pub(crate) mod ctr;
 pub(crate) mod field;
 pub(crate) mod forecast;
 pub(crate) mod forward;
+pub(crate) mod interp;
+pub(crate) mod lm;
 pub(crate) mod models;
 pub(crate) mod restore;
 #[cfg(feature = "serve")]

@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use densely_core::{Device, Error, Result};
 use tracing_subscriber::EnvFilter;
 
-/// Deep learning with MLP-like models on tables, series, clicks, pictures and fields: train, evaluate, apply.
+/// Deep learning with MLP-like models on tables, series, clicks, pictures and fields, and what language models know: train, evaluate, apply.
 ///
 /// Exit status: 0 the work is done, 1 it failed, 2 the arguments are wrong, 141 the reader of its output closed the pipe.
 #[derive(Debug, Parser)]
@@ -78,6 +78,12 @@ enum Command {
     /// Fit a network to a picture, sound, film, surface or scene, and render it.
     #[command(subcommand)]
     Field(commands::field::Command),
+    /// Judge and continue texts with a language model of a local folder or GGUF file.
+    #[command(subcommand)]
+    Lm(commands::lm::Command),
+    /// Trace, localise and edit what a language model knows.
+    #[command(subcommand)]
+    Interp(commands::interp::Command),
     /// Answer prediction requests over HTTP with a fitted run.
     #[cfg(feature = "serve")]
     Serve(commands::serve::Arguments),
@@ -154,6 +160,8 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Vision(command) => commands::vision::run(command, common),
         Command::Restore(arguments) => commands::restore::run(arguments, common),
         Command::Field(command) => commands::field::run(command, common),
+        Command::Lm(command) => commands::lm::run(command, common),
+        Command::Interp(command) => commands::interp::run(command, common),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => commands::serve::run(arguments, common),
     }

@@ -5,7 +5,7 @@ use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
 use crate::registry::{Model, Preset};
-use crate::weights::{self, Strictness, Tensors};
+use crate::weights::{self, Tensors};
 use crate::{Error, Result, nn};
 
 /// What to run and how.
@@ -64,7 +64,7 @@ pub fn forward(request: &Request, inputs: &Tensors) -> Result<Response> {
     let model: Box<dyn Model> = crate::seeded(request.seed, build)?;
     nn::check_names(&store)?;
     if let Some(path) = request.weights {
-        weights::load_aliased(&store, path, &model.aliases(), Strictness::All)?;
+        weights::load_model(&store, path, model.as_ref())?;
     }
     nn::set_float_kind(&store, request.kind);
 

@@ -22,6 +22,12 @@ pub trait Model: std::fmt::Debug + Send {
     fn aliases(&self) -> Vec<(String, String)> {
         Vec::new()
     }
+
+    /// Names of what files of the reference hold beside the parameters and this model computes for itself, such as causal masks and
+    /// frequencies. Loading passes over them.
+    fn ignored(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A named configuration of a model.
@@ -103,15 +109,30 @@ pub fn nearest<'a>(names: impl Iterator<Item = &'a str>, name: &str) -> Vec<Stri
 impl Preset {
     /// The preset's config with the fields of `overrides` (a JSON object) put in place of its own.
     ///
-    /// Only top-level fields are replaced; a nested object is replaced whole.
+    /// Only top-level fields are replaced; a nested object is replaced whole. A preset whose config has a `model_type` speaks Hugging
+    /// Face's `config.json`: an object that says which model it is (`model_type` or `architectures`) is taken whole in the place of the
+    /// preset's, and one that does not may hold fields that the preset lacks, as those files do, which are named in a warning.
     /// # Errors
-    /// [`Error::Config`] when `overrides` is not an object or names a field that the config lacks.
+    /// [`Error::Config`] when `overrides` is not an object or names a field that a config of this project lacks.
     pub fn config_with(&self, overrides: &Value) -> Result<Value> {
         let mut config = (self.config)();
         let (Value::Object(fields), Value::Object(overrides)) = (&mut config, overrides) else {
             return Err(Error::config("config", "must be a JSON object"));
         };
+        let foreign = fields.contains_key("model_type");
+        if foreign
+            && ["model_type", "architectures"]
+                .iter()
+                .any(|key| overrides.contains_key(*key))
+        {
+            return Ok(Value::Object(overrides.clone()));
+        }
         for (key, value) in overrides {
+            if foreign && !fields.contains_key(key) {
+                tracing::warn!("`{key}` is no setting of the preset `{}`", self.name);
+                fields.insert(key.clone(), value.clone());
+                continue;
+            }
             let Some(field) = fields.get_mut(key) else {
                 let near = nearest(fields.keys().map(String::as_str), key).join("`, `");
                 return Err(Error::config(

@@ -5,6 +5,8 @@
 //! atomic and adds a checksum over names, shapes and bytes, which reading verifies: a truncated or altered
 //! file is refused by name.
 
+mod mapped;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
@@ -15,7 +17,10 @@ use sha2::{Digest, Sha256};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
+use crate::registry::Model;
 use crate::{Error, Result, fs};
+
+pub use mapped::Mapped;
 
 /// Tensors by name, in the order of the names.
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -249,6 +254,20 @@ pub fn load_aliased(
 ) -> Result<LoadReport> {
     let tensors = without_aliases(path, read(path)?.tensors, aliases)?;
     load_tensors(vs, path, &tensors, strictness)
+}
+
+/// Loads the file at `path` into the store of `model`, under its own names or its aliases, passing over what it ignores.
+///
+/// # Errors
+/// Those of [`read`], [`without_aliases`] and [`load_tensors`].
+pub fn load_model(vs: &VarStore, path: &Path, model: &dyn Model) -> Result<LoadReport> {
+    let mut tensors = read(path)?.tensors;
+    let mut skipped = model.ignored();
+    skipped.retain(|name| tensors.remove(name).is_some());
+    let tensors = without_aliases(path, tensors, &model.aliases())?;
+    let mut report = load_tensors(vs, path, &tensors, Strictness::All)?;
+    report.skipped.append(&mut skipped);
+    Ok(report)
 }
 
 /// `tensors` with the second name of each pair in `aliases` instead of the first. `path` is for messages.
@@ -505,6 +524,44 @@ mod tests {
         assert!(load(&other, &path, same_name, Strictness::All).is_err());
         let report = load(&other, &path, same_name, Strictness::Except(&["head."]))?;
         assert_eq!(report.skipped, ["head.bias", "head.weight"]);
+        Ok(())
+    }
+
+    #[derive(Debug)]
+    struct Dialect;
+
+    impl Model for Dialect {
+        fn forward_named(&self, _: &Tensors, _: bool) -> Result<Tensors> {
+            Ok(Tensors::new())
+        }
+
+        fn aliases(&self) -> Vec<(String, String)> {
+            vec![("top.weight".to_owned(), "head.weight".to_owned())]
+        }
+
+        fn ignored(&self) -> Vec<String> {
+            vec!["mask".to_owned(), "absent".to_owned()]
+        }
+    }
+
+    #[test]
+    fn a_model_says_what_else_its_files_hold() -> Result<()> {
+        let folder = folder();
+        let path = folder.path().join("model.safetensors");
+        let mut tensors = named(&store());
+        if let Some(weight) = tensors.remove("head.weight") {
+            tensors.insert("top.weight".to_owned(), weight);
+        }
+        tensors.insert("mask".to_owned(), Tensor::from(1.0));
+        save(&path, &tensors, &BTreeMap::new())?;
+        let vs = store();
+        let report = load_model(&vs, &path, &Dialect)?;
+        assert_eq!(report.skipped, ["mask"]);
+        assert_eq!(named(&vs)["head.weight"], tensors["top.weight"]);
+        tensors.insert("other".to_owned(), Tensor::from(1.0));
+        save(&path, &tensors, &BTreeMap::new())?;
+        let error = load_model(&vs, &path, &Dialect).expect_err("a name of no meaning");
+        assert!(error.to_string().contains("other"), "{error}");
         Ok(())
     }
 

@@ -230,6 +230,9 @@ SHA-256, the percentiles of single repetitions and the threads are in benchmarks
 | `maxim_s2` | 256 × 256 | the released JAX code by hand in PyTorch |
 | `siren`, `cam-image` | 65,536 points, mean squared error and Adam | the authors' equations in PyTorch |
 | `hashgrid` | 65,536 points in space, tables of 12.2 million values, mean squared error and Adam | the same rules by indexed tables in PyTorch |
+| `gpt2`, `smollm2` | random weights, texts of 128 tokens, logits of all positions | package `transformers` |
+| `gpt2-cache`, `…-some` | the same, keeping every hook point, or two of each layer; cannot be compiled, so both columns are eager | package `transformer_lens` |
+| `trace-smollm2` | causal tracing of blocks: 9 tokens × 30 layers, 10 corrupted runs | the released algorithm with hooks on `transformers`, eager in both columns; 9 cells are timed and count for 270 |
 | `render-packed` | 8,192 rays of 0 to 64 samples, colours and their gradients | `nerfacc` on dense rays |
 
 ```sh

@@ -21,6 +21,7 @@ pub(crate) fn all() -> Vec<Preset> {
         densely_recsys::PRESETS,
         densely_vision::PRESETS,
         densely_fields::PRESETS,
+        densely_lm::PRESETS,
     ]
     .concat()
 }

@@ -1,0 +1,85 @@
+//! `densely interp`: where a language model keeps what it knows, and changing it.
+
+mod edit;
+mod localize;
+mod recall;
+mod trace;
+
+use std::path::Path;
+
+use densely_core::Result;
+use densely_interp::facts::{Fact, read_facts};
+use densely_interp::noise::{Noise, NoiseKind};
+use densely_lm::Opened;
+
+use crate::Common;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Trace which hidden states restore a fact once its subject is corrupted; one prompt, or averages over many facts.
+    Trace(Box<trace::Trace>),
+    /// Tell how heads, MLPs and the last layer answer prompts of one kind.
+    Recall(Box<recall::Recall>),
+    /// Change facts in a model's weights.
+    Edit(Box<edit::EditArguments>),
+    /// Ask whether the places that tracing finds are those where editing works.
+    Localize(Box<localize::Localize>),
+}
+
+pub(crate) fn run(command: &Command, common: &Common) -> Result<()> {
+    match command {
+        Command::Trace(arguments) => trace::run(arguments, common),
+        Command::Recall(arguments) => recall::run(arguments, common),
+        Command::Edit(arguments) => edit::run(arguments, common),
+        Command::Localize(arguments) => localize::run(arguments, common),
+    }
+}
+
+/// What a model is called in figures: the name of its folder or file.
+fn model_name(path: &Path) -> String {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if whole.is_dir() {
+        whole.file_name()
+    } else {
+        whole.file_stem()
+    };
+    name.map_or_else(
+        || "model".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+/// Measures noise on the subjects (of a covariance, the prompts) of a file or, where there is none, of the facts at hand.
+fn measured_noise(
+    opened: &Opened,
+    kind: NoiseKind,
+    file: Option<&Path>,
+    own: &[Fact],
+) -> Result<Noise> {
+    let read;
+    let facts = match file {
+        Some(file) => {
+            read = read_facts(file)?;
+            &read
+        }
+        None => own,
+    };
+    let texts: Vec<&str> = match kind {
+        NoiseKind::Measured(_) => facts.iter().map(|fact| fact.subject.as_str()).collect(),
+        NoiseKind::Covariance | NoiseKind::Student(_) => {
+            facts.iter().map(|fact| fact.prompt.as_str()).collect()
+        }
+        NoiseKind::Fixed(_) | NoiseKind::Uniform(_) => Vec::new(),
+    };
+    let one = facts.len() == 1 && file.is_none();
+    if one && !texts.is_empty() {
+        tracing::warn!(
+            "noise {kind} is measured on this one prompt; name a list of facts with --noise-facts, or a standard deviation with --noise, to compare with others"
+        );
+    }
+    let samples = texts
+        .into_iter()
+        .map(|text| opened.tokenizer.encode_plain(text))
+        .collect::<Result<Vec<_>>>()?;
+    Noise::measure(&opened.model, kind, &samples)
+}

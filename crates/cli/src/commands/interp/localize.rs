@@ -1,0 +1,242 @@
+//! `densely interp localize`.
+
+use std::path::{Path, PathBuf};
+
+use densely_core::{Error, Result};
+use densely_interp::facts::{read_counterfact, read_facts};
+use densely_interp::localize::{
+    Case, Event, LocalizeOptions, Method, Outcome, Study, Summary, Variant, localize, summarise,
+    write_report,
+};
+use densely_interp::noise::{Noise, NoiseKind};
+use densely_lm::Opened;
+use serde_json::json;
+
+use super::edit::moments::MomentsArguments;
+use super::measured_noise;
+use crate::Common;
+use crate::commands::lm::Source;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: densely interp localize gpt2-medium --facts counterfact.json --limit 50 --methods rome,ft-1 --out runs/localize --moments-text articles.txt\n\
+                  Facts are counterfact.json, known_1000.json, or own JSON lines or CSV with subject, prompt, attribute and relation.\n\
+                  Ctrl-C stops after an edit; the same command with --resume goes on. Variants, methods, layers and facts may be added then."
+)]
+pub(crate) struct Localize {
+    #[command(flatten)]
+    source: Source,
+    /// List of facts.
+    #[arg(long, value_name = "FILE")]
+    facts: PathBuf,
+    /// The first so many of them.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// What edits shall do: error-injection, tracing-reversal, fact-erasure, fact-amplification, fact-forcing; all when left out.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    variants: Vec<Variant>,
+    /// How facts are edited: ft-1, ft-5, rome, memit; all when left out.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    methods: Vec<Method>,
+    /// Layers to edit, as in 0,4,8; about eight of the model when left out.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    layers: Vec<usize>,
+    /// Size of the noise: s3 (three standard deviations of the subjects' embeddings), a standard deviation, m, t5 or u1.
+    #[arg(long, default_value = "s3")]
+    noise: NoiseKind,
+    /// Layers that are restored together in tracing.
+    #[arg(long, default_value_t = 5)]
+    window: usize,
+    /// Draws of noise.
+    #[arg(long, default_value_t = 10)]
+    samples: i64,
+    /// Facts whose answer is less probable are left out.
+    #[arg(long, default_value_t = 0.02)]
+    min_probability: f64,
+    #[command(flatten)]
+    moments: MomentsArguments,
+    /// Folder for traces, edits and the report; `runs/localize-<list>` when left out.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with a study that was begun in the same folder.
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Localize {
+    fn options(&self, opened: &Opened, common: &Common) -> Result<LocalizeOptions> {
+        let mut options = LocalizeOptions::new(opened.model.config());
+        if !self.variants.is_empty() {
+            options.variants.clone_from(&self.variants);
+        }
+        if !self.methods.is_empty() {
+            options.methods.clone_from(&self.methods);
+        }
+        if !self.layers.is_empty() {
+            options.layers.clone_from(&self.layers);
+        }
+        options.trace.window = self.window;
+        options.trace.samples = self.samples;
+        if let Some(seed) = common.seed {
+            // The reference's generator takes 32 bits.
+            options.trace.seed = u32::try_from(seed).map_err(|_| {
+                let reason = format!("must be below {} for this noise, got {seed}", 1u64 << 32);
+                Error::config("--seed", reason)
+            })?;
+            options.seed = seed;
+        }
+        options.min_probability = self.min_probability;
+        options.validate(&opened.model)?;
+        Ok(options)
+    }
+}
+
+/// Cases of a list of any layout. What they draw from is the whole list, whatever part of it is edited.
+fn cases(path: &Path, seed: u64) -> Result<(Vec<Case>, &'static str)> {
+    // CounterFact is a list of facts too; its records hold more.
+    match read_counterfact(path) {
+        Ok(records) => Ok((
+            Case::of_counterfact(&records),
+            "new answers, paraphrases and neighbours are the records' own",
+        )),
+        Err(_) => Ok((
+            Case::of_facts(&read_facts(path)?, seed),
+            "a new answer is the attribute of another fact of the same relation, drawn by the seed; a neighbour is another fact of the same relation and template; there are no paraphrases",
+        )),
+    }
+}
+
+pub(super) fn run(arguments: &Localize, common: &Common) -> Result<()> {
+    let (mut all, drawn) = cases(&arguments.facts, common.seed.unwrap_or(0))?;
+    let subjects: Vec<_> = all.iter().map(|case| case.fact.clone()).collect();
+    let count = arguments.limit.unwrap_or(all.len()).min(all.len());
+    if count == 0 {
+        let reason = "none has an answer to begin with, or --limit is 0";
+        return Err(Error::config("--facts", reason));
+    }
+    all.truncate(count);
+    let opened = arguments.source.open(common)?;
+    let mut options = arguments.options(&opened, common)?;
+    let folder = arguments.out.clone().unwrap_or_else(|| {
+        let stem = arguments.facts.file_stem().unwrap_or_default();
+        PathBuf::from(format!("runs/localize-{}", stem.to_string_lossy()))
+    });
+    // Of the whole list, so that a part of it is corrupted as the whole is.
+    let noise = measured_noise(&opened, arguments.noise, None, &subjects)?;
+    let layers = options.moment_layers(opened.model.config().n_layers);
+    let path = arguments.source.path();
+    let mut held = arguments.moments.source(&opened, path, &layers, common)?;
+    options.moments.clone_from(&held.said);
+    if !common.quiet {
+        eprintln!("layers {:?}; {}", options.layers, held.said);
+    }
+    let model = &opened.model;
+    let mut moments = |layer: usize| held.get(model, layer);
+    let outcome = localize(
+        &mut Study {
+            model,
+            tokenizer: &opened.tokenizer,
+            cases: &all,
+            noise: &noise,
+            moments: &mut moments,
+            folder: &folder,
+        },
+        &options,
+        arguments.resume,
+        &mut |event| say(&event, common),
+    )?;
+    let summary = summarise(&outcome.points)?;
+    let about = about(arguments, &opened, &noise, &options, drawn);
+    write_report(&folder, &about, &outcome, &summary)?;
+    print(&folder, &outcome, &summary, common);
+    Ok(())
+}
+
+/// Lines of the report on model and settings.
+fn about(
+    arguments: &Localize,
+    opened: &Opened,
+    noise: &Noise,
+    options: &LocalizeOptions,
+    drawn: &str,
+) -> Vec<(String, String)> {
+    let rows = [
+        ("model", opened.described.clone()),
+        ("list", arguments.facts.display().to_string()),
+        ("answers", drawn.to_owned()),
+        (
+            "noise",
+            format!(
+                "{} ({:.6}), {} draws from seed {}",
+                noise.kind(),
+                noise.scale(),
+                options.trace.samples,
+                options.trace.seed
+            ),
+        ),
+        (
+            "tracing",
+            format!(
+                "MLP outputs, {} layers at a time, product over the answer's tokens",
+                options.trace.window
+            ),
+        ),
+        ("layers", format!("{:?}", options.layers)),
+        ("keys", options.moments.clone()),
+    ];
+    rows.into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+fn say(event: &Event<'_>, common: &Common) {
+    if common.quiet {
+        return;
+    }
+    match event {
+        Event::Traced(row, done, of) => match (&row.trace, &row.skipped) {
+            (Some(trace), _) => eprintln!(
+                "trace {done}/{of} {}: p({}) {:.3}, corrupted {:.3}",
+                row.subject, trace.answer, trace.high, trace.low
+            ),
+            (None, reason) => eprintln!(
+                "trace {done}/{of} {}: left out, {}",
+                row.subject,
+                reason.as_deref().unwrap_or("no reason given")
+            ),
+        },
+        Event::Edited(point, done, of) => {
+            let score = point.rewrite.map_or_else(
+                || point.note.clone(),
+                |score| format!("rewrite score {score:.3}"),
+            );
+            eprintln!(
+                "edit {done}/{of} {}, {} at layer {} of fact {}: {score}",
+                point.variant, point.method, point.layer, point.id
+            );
+        }
+    }
+}
+
+fn print(folder: &Path, outcome: &Outcome, summary: &Summary, common: &Common) {
+    if common.json {
+        let whole = json!({
+            "folder": folder,
+            "facts": outcome.edited,
+            "left_out": outcome.skipped.len(),
+            "edits": outcome.points.len(),
+            "summary": summary,
+            "verdict": summary.verdict(),
+        });
+        println!("{whole}");
+        return;
+    }
+    println!("{}", summary.markdown());
+    println!("{}", summary.verdict());
+    println!(
+        "{} facts edited, {} left out; report in {}",
+        outcome.edited,
+        outcome.skipped.len(),
+        folder.join("report.md").display()
+    );
+}

@@ -1,0 +1,301 @@
+//! `densely interp recall`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use densely_core::{Error, Result};
+use densely_interp::facts::{Fact, read_facts};
+use densely_interp::recall::{
+    DecomposeOptions, HeadEffects, Metric, Mitigation, Patching, Question, decompose, head_effects,
+    last_layer, mitigate, top_tokens,
+};
+use densely_interp::trace::{Prompt, Score, predicts};
+use densely_lm::Opened;
+use serde_json::{Value, json};
+
+use crate::Common;
+use crate::commands::lm::Source;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: densely interp recall gpt2 --facts capitals.csv --layer 9 --heads\n\
+                  The facts should be of one kind, such as capitals of countries; --relation chooses one of a mixed list."
+)]
+pub(crate) struct Recall {
+    #[command(flatten)]
+    source: Source,
+    /// List of facts: `known_1000.json`, `counterfact.json`, own JSON lines or CSV with subject, prompt and attribute.
+    #[arg(long, value_name = "FILE")]
+    facts: PathBuf,
+    /// Only those of this relation, such as P36.
+    #[arg(long)]
+    relation: Option<String>,
+    /// The first so many that the model answers.
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
+    /// Layers whose MLP is decomposed; the last four when left out.
+    #[arg(long, value_delimiter = ',')]
+    layer: Vec<usize>,
+    /// Layers below each whose heads are terms too.
+    #[arg(long, default_value_t = 0)]
+    earlier: usize,
+    /// Ridge of the least squares, in units of the mean diagonal.
+    #[arg(long, default_value_t = 0.0)]
+    ridge: f64,
+    /// Also find the heads that carry the answer, by swapping subjects.
+    #[arg(long)]
+    heads: bool,
+    /// What else may change when a head is swapped: all (activation), MLPs (path) or nothing (direct).
+    #[arg(long, default_value = "activation")]
+    patching: Patching,
+    /// Factor of those last-layer heads that hold the answer back, to see what scaling them down gives.
+    #[arg(long, default_value_t = 0.5)]
+    scale: f64,
+    /// File to write all numbers to, as JSON.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Swaps of subjects that heads are averaged over at most.
+const SWAPS: usize = 20;
+/// Lines of a table.
+const SHOWN: usize = 10;
+
+pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
+    let all = read_facts(&arguments.facts)?;
+    let relation = arguments.relation.as_deref();
+    let chosen: Vec<&Fact> = all
+        .iter()
+        .filter(|fact| relation.is_none_or(|relation| fact.relation.as_deref() == Some(relation)))
+        .collect();
+    if let (Some(relation), true) = (relation, chosen.is_empty()) {
+        let reason = format!("no fact has the relation {relation}");
+        return Err(Error::data(&arguments.facts, reason));
+    }
+    let opened = arguments.source.open(common)?;
+    let (questions, asked) = answered(&opened, &chosen, arguments.limit)?;
+    if questions.len() < 2 {
+        let reason = format!(
+            "the model answers {} of {asked}; at least 2 are needed",
+            questions.len()
+        );
+        return Err(Error::data(&arguments.facts, reason));
+    }
+    let n_layers = opened.model.config().n_layers;
+    let layers = if arguments.layer.is_empty() {
+        (n_layers.saturating_sub(4)..n_layers).collect()
+    } else {
+        arguments.layer.clone()
+    };
+    let options = DecomposeOptions {
+        earlier: arguments.earlier,
+        residual: true,
+        ridge: arguments.ridge,
+    };
+    let prompts: Vec<Vec<i64>> = questions.iter().map(|q| q.ids.clone()).collect();
+    let mut found = json!({
+        "model": opened.described,
+        "facts": arguments.facts,
+        "asked": asked,
+        "answered": questions.len(),
+    });
+    let loud = !common.json;
+    if loud {
+        println!("{} of {asked} facts are answered right", questions.len());
+    }
+    let mut mlps = Vec::new();
+    for layer in layers {
+        mlps.push(mlp(&opened, &prompts, layer, &options, loud)?);
+    }
+    found["mlps"] = json!(mlps);
+    if arguments.heads {
+        found["heads"] = heads(&opened, &questions, arguments.patching, loud)?;
+    }
+    found["last_layer"] = last(&opened, &questions, arguments.scale, loud)?;
+    if let Some(path) = &arguments.out {
+        densely_core::fs::refuse_overwriting("--out", path, &[&arguments.facts])?;
+        densely_core::fs::write(path, format!("{found:#}\n").as_bytes())?;
+    }
+    if common.json {
+        println!("{found}");
+    }
+    Ok(())
+}
+
+/// Questions that the model answers by the likeliest token, and how many were asked.
+fn answered(opened: &Opened, facts: &[&Fact], limit: usize) -> Result<(Vec<Question>, usize)> {
+    let (mut questions, mut asked) = (Vec::new(), 0);
+    for fact in facts {
+        if questions.len() >= limit {
+            break;
+        }
+        let Some(attribute) = &fact.attribute else {
+            continue;
+        };
+        asked += 1;
+        let prompt = Prompt::new(
+            &opened.tokenizer,
+            &fact.prompt,
+            &fact.subject,
+            Some(attribute),
+        )?;
+        let (model, tokenizer) = (&opened.model, &opened.tokenizer);
+        // The answer's first token, whose text may be a part of the attribute.
+        let first = prompt.answer.first().copied().unwrap_or_default();
+        let text = tokenizer.decode(&[first])?;
+        if predicts(model, tokenizer, &prompt, &text, Score::First)?.is_ok() {
+            questions.push(Question {
+                ids: prompt.ids,
+                answer: first,
+            });
+        }
+    }
+    Ok((questions, asked))
+}
+
+fn mlp(
+    opened: &Opened,
+    prompts: &[Vec<i64>],
+    layer: usize,
+    options: &DecomposeOptions,
+    loud: bool,
+) -> Result<Value> {
+    let found = decompose(&opened.model, prompts, layer, options)?;
+    let cosine = found.cosines.iter().sum::<f64>() / found.cosines.len().max(1) as f64;
+    let tokens = top_tokens(&opened.model, &found.bias, 8)?
+        .into_iter()
+        .map(|(id, value)| (piece(opened, id), value))
+        .collect::<Vec<_>>();
+    if loud {
+        println!(
+            "\nMLP of layer {layer}: R² {:.3}, cosine {cosine:.3}, condition {:.1e}",
+            found.r2, found.condition
+        );
+        let mut terms: Vec<_> = found.terms.iter().collect();
+        terms.sort_by(|a, b| b.weight.abs().total_cmp(&a.weight.abs()));
+        for term in terms.iter().take(SHOWN) {
+            println!(
+                "  {:10} {:+.3} ± {:.3}",
+                term.name, term.weight, term.clustered_error
+            );
+        }
+        let words: Vec<String> = tokens.iter().map(|(word, _)| format!("{word:?}")).collect();
+        println!("  constant speaks for {}", words.join(" "));
+    }
+    Ok(json!({
+        "layer": layer,
+        "r2": found.r2,
+        "mean_cosine": cosine,
+        "cosines": found.cosines,
+        "condition": found.condition,
+        "terms": found.terms,
+        "constant_tokens": tokens,
+    }))
+}
+
+fn heads(opened: &Opened, questions: &[Question], patching: Patching, loud: bool) -> Result<Value> {
+    // Each question with the next one of another answer as its corrupted form.
+    let pairs = questions
+        .iter()
+        .enumerate()
+        .filter_map(|(place, question)| {
+            let mut others = questions
+                .iter()
+                .cycle()
+                .skip(place + 1)
+                .take(questions.len());
+            let other = others.find(|q| q.answer != question.answer)?;
+            Some((question, other))
+        });
+    let mut sums: BTreeMap<(usize, usize), f64> = BTreeMap::new();
+    let mut count = 0.0;
+    for (clean, corrupted) in pairs.take(SWAPS) {
+        let found: HeadEffects = head_effects(
+            &opened.model,
+            &clean.ids,
+            &corrupted.ids,
+            clean.answer,
+            Metric::Logit,
+            patching,
+        )?;
+        for (layer, head, effect) in found.ranked() {
+            *sums.entry((layer, head)).or_default() += effect;
+        }
+        count += 1.0;
+    }
+    if count < 1.0 {
+        return Err(Error::config(
+            "--heads",
+            "needs facts of at least two answers",
+        ));
+    }
+    let mut means: Vec<((usize, usize), f64)> = sums
+        .into_iter()
+        .map(|(place, sum)| (place, sum / count))
+        .collect();
+    means.sort_by(|a, b| b.1.total_cmp(&a.1));
+    if loud {
+        println!("\nheads that carry the answer, mean gain of its logit over {count} swaps:");
+        for ((layer, head), effect) in means.iter().take(SHOWN) {
+            println!("  L{layer}H{head} {effect:+.3}");
+        }
+    }
+    let rows: Vec<Value> = means
+        .iter()
+        .map(|((layer, head), effect)| json!({ "layer": layer, "head": head, "effect": effect }))
+        .collect();
+    Ok(json!({ "swaps": count, "patching": patching, "effects": rows }))
+}
+
+fn last(opened: &Opened, questions: &[Question], scale: f64, loud: bool) -> Result<Value> {
+    let found = last_layer(&opened.model, questions)?;
+    let mean = |xs: &[f64]| xs.iter().sum::<f64>() / xs.len().max(1) as f64;
+    let layer = opened.model.config().n_layers - 1;
+    // Heads whose direct part lowers the answers.
+    let held: Vec<(usize, i64, f64)> = (0..opened.model.config().n_heads)
+        .filter(|head| {
+            let name = format!("L{layer}H{head}");
+            let part = found.parts.iter().find(|part| part.name == name);
+            part.is_some_and(|part| mean(&part.relative) < 0.0)
+        })
+        .map(|head| (layer, head, scale))
+        .collect();
+    let mitigation = Mitigation {
+        heads: held.clone(),
+        ..Mitigation::default()
+    };
+    let after = mitigate(&opened.model, questions, &mitigation)?;
+    let after: Vec<f64> = after.into_iter().map(|(_, after)| after).collect();
+    if loud {
+        println!(
+            "\nlast layer: p(answer) {:.4}; what parts give to the answer's logit, and p without them:",
+            mean(&found.probability)
+        );
+        for part in &found.parts {
+            println!(
+                "  {:10} {:+.3}  {:.4}",
+                part.name,
+                mean(&part.relative),
+                mean(&part.without)
+            );
+        }
+        println!(
+            "  {} heads that hold back, scaled by {scale}: p(answer) {:.4}",
+            held.len(),
+            mean(&after)
+        );
+    }
+    Ok(json!({
+        "probability": found.probability,
+        "parts": found.parts,
+        "scaled_heads": held.iter().map(|(_, head, _)| head).collect::<Vec<_>>(),
+        "scale": scale,
+        "probability_after": after,
+    }))
+}
+
+/// A token's text, or its number where the model knows more tokens than the tokenizer.
+fn piece(opened: &Opened, id: i64) -> String {
+    let text = opened.tokenizer.piece(id);
+    text.unwrap_or_else(|_| id.to_string())
+}

@@ -1,0 +1,15 @@
+#![doc = include_str!("../README.md")]
+
+pub mod average;
+pub mod edit;
+pub mod facts;
+pub mod heatmap;
+pub mod localize;
+pub mod noise;
+pub mod recall;
+pub mod regress;
+pub mod sweep;
+pub mod trace;
+
+pub use densely_core::{Device, Error, Result};
+pub use facts::{CounterFact, Fact};

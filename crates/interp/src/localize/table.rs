@@ -1,0 +1,337 @@
+//! `edits.csv`: a row for each edit, that a later process can go on with.
+//!
+//! A row is appended in one write and flushed to the disk; no text in it holds a line break. A kill at any instant leaves whole rows and
+//! at most one torn one at the end, which is cut off when the study goes on.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use densely_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Method, Variant};
+
+/// One edit of one fact at one layer, judged. Probabilities are products over the tokens of an answer; empty cells were not measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// The fact.
+    pub id: String,
+    /// What the edit should do.
+    pub variant: Variant,
+    /// How it was made.
+    pub method: Method,
+    /// Where.
+    pub layer: usize,
+    /// Share of what noise took away that restoring this layer gives back.
+    pub fraction: f64,
+    /// The answer's probability without noise.
+    pub high: f64,
+    /// The answer's probability under noise.
+    pub low: f64,
+    /// The text that the edit is about.
+    pub target: String,
+    /// Its probability before the edit.
+    pub pre: f64,
+    /// Its probability after it.
+    pub post: Option<f64>,
+    /// The score of the two.
+    pub rewrite: Option<f64>,
+    /// Its probability in other words, before.
+    pub paraphrase_pre: Option<f64>,
+    /// Its probability in other words, after.
+    pub paraphrase_post: Option<f64>,
+    /// The score of the two.
+    pub paraphrase: Option<f64>,
+    /// Probability of a neighbour's answer before.
+    pub neighbour_pre: Option<f64>,
+    /// Probability of a neighbour's answer after.
+    pub neighbour_post: Option<f64>,
+    /// The score of the two.
+    pub neighbourhood: Option<f64>,
+    /// Mean of the scores that were measured.
+    pub overall: Option<f64>,
+    /// The last loss of the search or training.
+    pub loss: Option<f64>,
+    /// Why there is no edit; empty where there is.
+    pub note: String,
+}
+
+impl Point {
+    /// What a row is known by.
+    pub fn key(&self) -> (String, Variant, Method, usize) {
+        (self.id.clone(), self.variant, self.method, self.layer)
+    }
+}
+
+/// Names of the columns, in the order of [`Point`].
+const HEADER: [&str; 20] = [
+    "id",
+    "variant",
+    "method",
+    "layer",
+    "fraction",
+    "high",
+    "low",
+    "target",
+    "pre",
+    "post",
+    "rewrite",
+    "paraphrase_pre",
+    "paraphrase_post",
+    "paraphrase",
+    "neighbour_pre",
+    "neighbour_post",
+    "neighbourhood",
+    "overall",
+    "loss",
+    "note",
+];
+
+/// Largest table that is read back, bytes.
+const MAX_BYTES: u64 = 4 << 30;
+
+/// A text on one line.
+pub(super) fn on_one_line(text: &str) -> String {
+    text.chars()
+        .map(|sign| if sign.is_control() { ' ' } else { sign })
+        .collect()
+}
+
+/// The table, open for appending.
+#[derive(Debug)]
+pub(super) struct Table {
+    file: File,
+}
+
+impl Table {
+    /// Opens the table at `path`, or begins it, with the rows that it holds.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] naming the line when it is no such table; [`Error::Io`].
+    pub(super) fn open(path: &Path) -> Result<(Self, Vec<Point>)> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(Error::io(path))?;
+        let length = file.metadata().map_err(Error::io(path))?.len();
+        if length > MAX_BYTES {
+            let reason = format!("it has {length} bytes, more than any table of edits");
+            return Err(Error::corrupt(path, reason));
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(Error::io(path))?;
+        let whole = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |last| last + 1);
+        if whole < bytes.len() {
+            tracing::warn!(
+                "{}: its last row is torn, by a kill or a full disk; it is cut off and made again",
+                path.display()
+            );
+            bytes.truncate(whole);
+            file.set_len(whole as u64).map_err(Error::io(path))?;
+        }
+        file.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
+        let mut table = Self { file };
+        if bytes.is_empty() {
+            table.write(path, |csv| csv.write_record(HEADER))?;
+            densely_core::fs::sync_folder(path)?;
+            return Ok((table, Vec::new()));
+        }
+        let mut reader = csv::ReaderBuilder::new().from_reader(bytes.as_slice());
+        let header = reader
+            .headers()
+            .map_err(|error| Error::corrupt(path, format!("its header: {error}")))?;
+        if header.iter().ne(HEADER) {
+            let columns = header.iter().collect::<Vec<_>>().join(", ");
+            let reason = format!("its columns are {columns}, not those of a table of edits");
+            return Err(Error::corrupt(path, reason));
+        }
+        let rows = reader
+            .deserialize::<Point>()
+            .enumerate()
+            .map(|(index, row)| {
+                row.map_err(|error| {
+                    let reason = format!("line {} is no row of edits: {error}", index + 2);
+                    Error::corrupt(path, reason)
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok((table, rows))
+    }
+
+    /// Appends a row.
+    pub(super) fn append(&mut self, path: &Path, point: &Point) -> Result<()> {
+        self.write(path, |csv| csv.serialize(point))
+    }
+
+    fn write(
+        &mut self,
+        path: &Path,
+        fill: impl FnOnce(&mut csv::Writer<Vec<u8>>) -> csv::Result<()>,
+    ) -> Result<()> {
+        let failed = |error: String| Error::data(path, format!("a row cannot be written: {error}"));
+        let mut csv = csv::WriterBuilder::new()
+            .has_headers(false)
+            .from_writer(Vec::new());
+        fill(&mut csv).map_err(|error| failed(error.to_string()))?;
+        let line = csv
+            .into_inner()
+            .map_err(|error| failed(error.to_string()))?;
+        self.file.write_all(&line).map_err(Error::io(path))?;
+        self.file.sync_data().map_err(Error::io(path))
+    }
+}
+
+/// Compares the settings of a folder with those of now, or writes them where there are none; gives what the folder keeps beside them under
+/// `kept`, or puts `kept` there.
+///
+/// # Errors
+/// [`Error::Config`] naming the setting that differs, or when the folder is used and `resume` is not given; [`Error::Corrupt`];
+/// [`Error::Io`].
+pub(super) fn settle(
+    path: &Path,
+    settings: &Value,
+    resume: bool,
+    kept: impl FnOnce() -> Result<Value>,
+) -> Result<Value> {
+    if !path.is_file() {
+        let kept = kept()?;
+        let whole = serde_json::json!({ "settings": settings, "kept": kept });
+        densely_core::fs::write(path, format!("{whole:#}\n").as_bytes())?;
+        return Ok(kept);
+    }
+    if !resume {
+        let reason = format!(
+            "is needed to go on with {}, or another folder to begin anew",
+            path.display()
+        );
+        return Err(Error::config("--resume", reason));
+    }
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let mut whole: Value = serde_json::from_str(&text)
+        .map_err(|error| Error::corrupt(path, format!("it is no JSON: {error}")))?;
+    if let Some(reason) = difference("", &whole["settings"], settings) {
+        let reason = format!(
+            "cannot go on with {}: {reason}; take the old setting, or another folder",
+            path.display()
+        );
+        return Err(Error::config("--resume", reason));
+    }
+    Ok(whole["kept"].take())
+}
+
+/// The first place where two values differ, in words.
+fn difference(place: &str, begun: &Value, now: &Value) -> Option<String> {
+    let (Some(old), Some(new)) = (begun.as_object(), now.as_object()) else {
+        return (begun != now).then(|| format!("{place} was {begun}, now it is {now}"));
+    };
+    let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.into_iter().find_map(|name| {
+        let inner = if place.is_empty() {
+            name.clone()
+        } else {
+            format!("{place}.{name}")
+        };
+        let none = Value::Null;
+        difference(
+            &inner,
+            old.get(name).unwrap_or(&none),
+            new.get(name).unwrap_or(&none),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn point(layer: usize) -> Point {
+        Point {
+            id: "7".to_owned(),
+            variant: Variant::FactErasure,
+            method: Method::Ft5,
+            layer,
+            fraction: 0.1 + 0.2,
+            high: 0.9,
+            low: 1e-9,
+            target: "a, \"b\"".to_owned(),
+            pre: 1.0 / 3.0,
+            post: Some(0.25),
+            rewrite: None,
+            paraphrase_pre: None,
+            paraphrase_post: None,
+            paraphrase: None,
+            neighbour_pre: Some(0.0),
+            neighbour_post: Some(1.0),
+            neighbourhood: Some(-0.5),
+            overall: None,
+            loss: Some(2.5e-17),
+            note: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_torn_row_is_cut_off_and_the_rest_kept() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+        let path = folder.path().join("edits.csv");
+        let (mut table, rows) = Table::open(&path)?;
+        assert!(rows.is_empty());
+        table.append(&path, &point(1))?;
+        table.append(&path, &point(2))?;
+        drop(table);
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let header = bytes.iter().position(|b| *b == b'\n').unwrap_or(0) + 1;
+        assert_eq!(
+            bytes.get(..header),
+            Some(format!("{}\n", HEADER.join(",")).as_bytes())
+        );
+        for cut in [bytes.len() - 1, bytes.len() - 9] {
+            std::fs::write(&path, &bytes[..cut]).map_err(Error::io(&path))?;
+            let (mut table, rows) = Table::open(&path)?;
+            assert_eq!(rows, [point(1)]);
+            table.append(&path, &point(2))?;
+            drop(table);
+            assert_eq!(std::fs::read(&path).map_err(Error::io(&path))?, bytes);
+        }
+        let (_, rows) = Table::open(&path)?;
+        assert_eq!(rows, [point(1), point(2)]);
+        std::fs::write(&path, &bytes[..header - 3]).map_err(Error::io(&path))?;
+        assert!(Table::open(&path)?.1.is_empty());
+        std::fs::write(&path, "id,prompt\n1,x\n").map_err(Error::io(&path))?;
+        let error = Table::open(&path).expect_err("no such table");
+        assert!(error.to_string().contains("id, prompt"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn other_settings_are_refused_and_named() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+        let path = folder.path().join("settings.json");
+        let settings = |clamp: f64| json!({ "options": { "clamp": clamp } });
+        let kept = settle(&path, &settings(4.0), false, || Ok(json!(["a"])))?;
+        assert_eq!(kept, json!(["a"]));
+        let never = || Err(Error::config("kept", "is there"));
+        assert_eq!(settle(&path, &settings(4.0), true, never)?, json!(["a"]));
+        let error = settle(&path, &settings(4.0), false, never).expect_err("it is used");
+        assert!(error.to_string().contains("--resume"), "{error}");
+        let error = settle(&path, &settings(3.0), true, never).expect_err("another");
+        assert!(
+            error
+                .to_string()
+                .contains("options.clamp was 4.0, now it is 3.0"),
+            "{error}"
+        );
+        assert_eq!(on_one_line("a\nb\tc"), "a b c");
+        Ok(())
+    }
+}
