@@ -162,10 +162,13 @@ pub fn read_facts(path: &Path) -> Result<Vec<Fact>> {
 pub fn read_counterfact(path: &Path) -> Result<Vec<CounterFact>> {
     let text = read_text(path)?;
     let records = json_records(path, &text)?;
-    records
+    let records: Vec<CounterFact> = records
         .iter()
         .map(|record| counterfact(path, record))
-        .collect()
+        .collect::<Result<_>>()?;
+    let facts: Vec<Fact> = records.iter().map(CounterFact::fact).collect();
+    unique_ids(path, &facts)?;
+    Ok(records)
 }
 
 /// A record of a file and how to name its place.

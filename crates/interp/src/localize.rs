@@ -186,6 +186,8 @@ pub struct LocalizeOptions {
     pub rome_clamp: f64,
     /// Weight of the change elsewhere in ROME.
     pub rome_kl: f64,
+    /// Texts before the prompt in ROME, beside the bare prompt: 20 in the paper; fewer are quicker.
+    pub prefixes: usize,
     /// Weight of the second moment in MEMIT.
     pub memit_lambda: f64,
     /// Evaluations of MEMIT's loss.
@@ -216,6 +218,7 @@ impl LocalizeOptions {
             key: KeyMode::default(),
             rome_clamp: defaults.rome_clamp,
             rome_kl: 1.0,
+            prefixes: 20,
             memit_lambda: defaults.memit_lambda,
             memit_steps: defaults.memit_steps,
             finetune_lr: 5e-4,
@@ -333,7 +336,7 @@ impl Case {
     /// Cases of facts alone, which have no paraphrases.
     ///
     /// The new answer is the attribute of another fact of the same relation with another attribute, and the neighbour another fact of the same
-    /// relation and template with its own attribute; both are drawn by the seed and the fact's place. What has no such fact is `None`. Facts
+    /// relation and template, with the same attribute where there is one; both are drawn by the seed and the fact's place. What has no such fact is `None`. Facts
     /// without an attribute are left out.
     pub fn of_facts(facts: &[Fact], seed: u64) -> Vec<Self> {
         let mut cases = Vec::new();
@@ -355,7 +358,7 @@ impl Case {
             // Each answer once, so that frequent ones are not drawn more often.
             others.sort_unstable();
             others.dedup();
-            let neighbours: Vec<Neighbour> = related
+            let mut neighbours: Vec<Neighbour> = related
                 .iter()
                 .filter(|other| other.template == fact.template && other.subject != fact.subject)
                 .filter_map(|other| {
@@ -365,6 +368,10 @@ impl Case {
                     })
                 })
                 .collect();
+            // As CounterFact's, which share the answer, where there are such.
+            if neighbours.iter().any(|one| one.answer == *attribute) {
+                neighbours.retain(|one| one.answer == *attribute);
+            }
             let new = drawn(&mut rng, &others).map(|new| (*new).to_owned());
             let neighbour = drawn(&mut rng, &neighbours).cloned();
             cases.push(Self {
@@ -414,14 +421,16 @@ pub fn fractions(trace: &Trace) -> Vec<f64> {
     best
 }
 
-/// Smallest share of a probability that scores are measured against.
+/// Least score of an edit that shall raise a probability.
 const FLOOR: f64 = 2e-8;
 
-/// How far an edit came: 1 - (1 - after) / (1 - before), or of erasure max(0, (before - after) / before).
+/// How far an edit came: 1 - (1 - after) / (1 - before), at least 2e-8; or of erasure max(0, (before - after) / before).
 pub fn rewrite_score(variant: Variant, before: f64, after: f64) -> f64 {
     match variant {
-        Variant::FactErasure => ((before - after) / before.max(FLOOR)).max(0.0),
-        _ => 1.0 - (1.0 - after) / (1.0 - before).max(FLOOR),
+        Variant::FactErasure => ((before - after) / before.max(f64::MIN_POSITIVE)).max(0.0),
+        // Nothing to win.
+        _ if before >= 1.0 => FLOOR,
+        _ => (1.0 - (1.0 - after) / (1.0 - before)).max(FLOOR),
     }
 }
 

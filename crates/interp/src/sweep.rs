@@ -5,7 +5,7 @@
 //! on only with the settings that it began with, and takes facts that are there as done.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -33,6 +33,8 @@ pub struct Row {
     pub prompt: String,
     /// Its subject.
     pub subject: String,
+    /// The answer that it should have.
+    pub attribute: Option<String>,
     /// Why it was not traced; `None` where it was.
     pub skipped: Option<String>,
     /// What was found.
@@ -50,15 +52,19 @@ pub fn fingerprint(model: &Lm, noise: &Noise, options: &TraceOptions) -> Result<
         ..options.clone()
     };
     // The same sizes with other weights are another model. Few digits, since machines add up in other orders.
-    let middle = model.config().n_layers / 2;
-    let weights = tch::no_grad(|| -> Result<f64> {
-        let matrix = model.mlp_out(middle)?;
-        Ok(matrix.f_abs()?.f_mean(Kind::Double)?.f_double_value(&[])?)
+    let of_layer = |layer: usize| -> Result<String> {
+        let matrix = model.mlp_out(layer)?;
+        let mean = matrix.f_abs()?.f_mean(Kind::Double)?.f_double_value(&[])?;
+        Ok(format!("{mean:.6e}"))
+    };
+    let weights = tch::no_grad(|| -> Result<Vec<String>> {
+        (0..model.config().n_layers).map(of_layer).collect()
     })?;
     Ok(json!({
         "format": FORMAT,
         "model": model.config().to_hugging(),
-        "weights": format!("{weights:.4e}"),
+        "kind": format!("{:?}", model.kind()),
+        "weights": weights,
         "noise": { "kind": noise.kind(), "scale": format!("{:.5e}", noise.scale()) },
         "trace": options,
     }))
@@ -92,9 +98,12 @@ pub fn sweep(
     let mut rows = Vec::with_capacity(facts.len());
     for fact in facts {
         if let Some(row) = known.remove(&fact.id) {
-            if row.prompt != fact.prompt || row.subject != fact.subject {
+            if row.prompt != fact.prompt
+                || row.subject != fact.subject
+                || row.attribute != fact.attribute
+            {
                 let reason = format!(
-                    "fact {:?} had another prompt or subject when {} was begun; take another folder",
+                    "fact {:?} had another prompt, subject or answer when {} was begun; take another folder",
                     fact.id,
                     path.display()
                 );
@@ -129,6 +138,7 @@ fn one(
         id: fact.id.clone(),
         prompt: fact.prompt.clone(),
         subject: fact.subject.clone(),
+        attribute: fact.attribute.clone(),
         skipped,
         trace,
     };
@@ -148,6 +158,14 @@ fn one(
         return Ok(row(Some(reason), None));
     }
     let mut found = trace(model, &prompt, noise, options)?;
+    let scores = found.scores.values().flatten().flatten();
+    if scores
+        .chain([&found.high, &found.low])
+        .any(|p| !p.is_finite())
+    {
+        let reason = "the model gives no probabilities: some of its values are not finite";
+        return Ok(row(Some(reason.to_owned()), None));
+    }
     found.name(tokenizer);
     Ok(row(None, Some(found)))
 }
@@ -160,6 +178,25 @@ fn append(file: &mut File, path: &Path, value: &impl Serialize) -> Result<()> {
     file.sync_data().map_err(Error::io(path))
 }
 
+/// Keeps other processes from writing into the file for as long as it is open.
+///
+/// # Errors
+/// [`Error::Config`] when one does.
+pub(crate) fn lock(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let reason = format!("{} is in use by another process", path.display());
+            Err(Error::config("--out", reason))
+        }
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
+            Ok(())
+        }
+        Err(TryLockError::Error(error)) => Err(Error::io(path)(error)),
+    }
+}
+
 /// Opens the file for appending, with the whole rows that it holds.
 fn open(path: &Path, settings: &Value, resume: bool) -> Result<(File, Vec<Row>)> {
     let mut file = OpenOptions::new()
@@ -169,6 +206,7 @@ fn open(path: &Path, settings: &Value, resume: bool) -> Result<(File, Vec<Row>)>
         .truncate(false)
         .open(path)
         .map_err(Error::io(path))?;
+    lock(&file, path)?;
     let length = file.metadata().map_err(Error::io(path))?.len();
     if length > 0 && !resume {
         let reason = format!(
@@ -269,6 +307,7 @@ mod tests {
             id: id.to_owned(),
             prompt: "The capital of France is".to_owned(),
             subject: "France".to_owned(),
+            attribute: Some("Paris".to_owned()),
             skipped: Some("not known".to_owned()),
             trace: None,
         }
@@ -283,6 +322,8 @@ mod tests {
         assert!(rows.is_empty());
         append(&mut file, &path, &row("1"))?;
         append(&mut file, &path, &row("2"))?;
+        let error = open(&path, &settings, true).expect_err("it is open");
+        assert!(error.to_string().contains("in use"), "{error}");
         drop(file);
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let last = bytes.len() - 1;

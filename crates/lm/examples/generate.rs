@@ -1,8 +1,7 @@
 //! Opens a model, writes on after a prompt, and shows what each layer would say next.
 //!
-//! ```text
-//! cargo run --example generate -- SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is"
-//! ```
+//! `cargo run --example generate` takes a tiny model of random weights, which writes nonsense; `cargo run --example generate --
+//! SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is"` a folder or GGUF file and a prompt.
 #![expect(
     clippy::print_stderr,
     clippy::print_stdout,
@@ -13,22 +12,27 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use densely_core::tch::nn::VarStore;
 use densely_core::tch::{Device, Kind, Tensor};
-use densely_core::{Error, Result};
+use densely_core::{Error, Result, seeded};
 use densely_lm::generate::{Sampling, generate_with};
-use densely_lm::{Run, open};
+use densely_lm::{Lm, LmConfig, Opened, Run, Tokenizer, open};
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(path), Some(prompt)) = (arguments.next(), arguments.next()) else {
-        return Err(Error::config(
-            "arguments",
-            "must be a model and a prompt: generate MODEL TEXT",
-        ));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (opened, prompt) = match arguments.as_slice() {
+        [] => (random()?, "Once upon a time"),
+        [path, prompt] => {
+            let opened = open(Path::new(path), Device::Cpu, Kind::Float)?;
+            (opened, prompt.as_str())
+        }
+        _ => {
+            let reason = "are a model and a prompt, or none";
+            return Err(Error::config("arguments", reason));
+        }
     };
-    let opened = open(Path::new(&path), Device::Cpu, Kind::Float)?;
     eprintln!("{}", opened.described);
-    let ids = opened.tokenizer.encode(&prompt)?;
+    let ids = opened.tokenizer.encode(prompt)?;
 
     print!("{prompt}");
     let mut text = opened.tokenizer.stream();
@@ -62,4 +66,19 @@ fn main() -> Result<()> {
         println!("layer {layer:>2}: {:?}", opened.tokenizer.piece(likeliest)?);
     }
     Ok(())
+}
+
+/// A narrow GPT-2 of random weights with the published tokens.
+fn random() -> Result<Opened> {
+    let sizes = serde_json::json!({
+        "model_type": "gpt2", "vocab_size": 50_257, "n_positions": 64, "n_embd": 32, "n_layer": 4, "n_head": 4,
+    });
+    let vs = VarStore::new(Device::Cpu);
+    let model = seeded(1, || Lm::new(LmConfig::from_hugging(&sizes)?, &vs.root()))?;
+    Ok(Opened {
+        model,
+        tokenizer: Tokenizer::gpt2()?,
+        vs,
+        described: "a GPT-2 of random weights".to_owned(),
+    })
 }

@@ -172,9 +172,9 @@ pub(crate) fn open(folder: &Path, device: Device, kind: Kind) -> Result<Opened> 
         if let Some(file) = only_gguf(folder)? {
             return open::open_gguf(&file, device, kind);
         }
-        let reason = match Tokenizer::from_folder(folder)? {
-            Some(_) => "holds a tokeniser but no model: config.json is missing",
-            None => "holds no model: config.json is missing",
+        let reason = match Tokenizer::from_folder(folder) {
+            Ok(None) => "holds no model: neither config.json nor a GGUF file is there",
+            _ => "holds a tokeniser but no model: config.json is missing",
         };
         return Err(Error::corrupt(folder, reason));
     }
@@ -257,8 +257,14 @@ fn tokenizer(folder: &Path, config: &LmConfig) -> Result<Tokenizer> {
 /// both. The tokeniser is left to the caller.
 ///
 /// # Errors
-/// [`Error::Io`] naming the file.
+/// [`Error::Unsupported`] for a processed model with biases that its family's classes lack; [`Error::Io`] naming the file.
 pub fn save(model: &Lm, folder: &Path) -> Result<()> {
+    if !model.is_published() {
+        return Err(Error::Unsupported {
+            what: "saving a processed model as a folder".to_owned(),
+            hint: "its biases have no place in those classes: save the model as it was, and process it after opening".to_owned(),
+        });
+    }
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let path = folder.join("model.safetensors");

@@ -190,12 +190,13 @@ pub fn generate_with(
         let rows: Vec<Vec<f32>> = Vec::try_from(&logits.f_to_device(tch::Device::Cpu)?)?;
         let mut next = Vec::with_capacity(rows.len());
         for (place, row) in rows.iter().enumerate() {
+            if done[place] {
+                next.push(0);
+                continue;
+            }
             let rng = &mut draws[place];
             let id = sampling.choose(row, || rng.random::<f64>())?;
             next.push(id);
-            if done[place] {
-                continue;
-            }
             if stop.contains(&id) {
                 done[place] = true;
                 continue;

@@ -244,6 +244,16 @@ impl Lm {
             let reason = format!("must not lie before layer {first}, got {stop}");
             return Err(Error::config("stop_at", reason));
         }
+        let outer = (matches!(start, Start::Ids(_)), run.stop_at.is_none());
+        for (name, _) in &run.actions {
+            let place = self.catalog.place(name)?;
+            if !self.catalog.reached(place, first..stop, outer) {
+                let reason = format!(
+                    "this pass does not come by it: it computes the layers from {first} to before {stop}"
+                );
+                return Err(Error::config(name, reason));
+            }
+        }
         let past = match &run.kv {
             Some(kv) if first < stop => kv.past(first, stop)?,
             _ => 0,
@@ -297,7 +307,8 @@ impl Lm {
         let mut places = positions::learned(table, &self.config, pass)?;
         let at = Global::PosEmbed.at(layers);
         if tape.wants(at) {
-            places = tape.pass(at, places.f_expand(embedded.size(), false)?)?;
+            let wide = leaf(&places.f_expand(embedded.size(), false)?, tape)?;
+            places = tape.pass(at, wide)?;
         }
         Ok(embedded.f_add(&places)?)
     }
@@ -389,6 +400,11 @@ impl Lm {
     pub fn parameters(&self) -> Tensors {
         let clone = |(name, xs): (&String, &Tensor)| (name.clone(), xs.shallow_clone());
         self.parameters.iter().map(clone).collect()
+    }
+
+    /// Whether it has the parts that its family has, and no others that processing added.
+    pub(crate) fn is_published(&self) -> bool {
+        self.parts == Parts::of(&self.config)
     }
 
     /// Further names that files give to the parameters, each with the name here.

@@ -42,6 +42,13 @@ pub fn open(path: &Path, device: Device, kind: Kind) -> Result<Opened> {
         let reason = format!("must be Float, Double, Half or BFloat16, got {kind:?}");
         return Err(Error::config("kind", reason));
     }
+    if !path.exists() {
+        let reason = format!(
+            "{} is no folder and no file; models are not downloaded: name a local folder with config.json, or a GGUF file",
+            path.display()
+        );
+        return Err(Error::config("model", reason));
+    }
     let is_folder = std::fs::metadata(path).map_err(Error::io(path))?.is_dir();
     if is_folder {
         return folder::open(path, device, kind);

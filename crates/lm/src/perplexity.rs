@@ -116,6 +116,13 @@ pub fn perplexity_strided(
         rest = later;
         tell(batch.last().map_or(0, |window| window.end), ids.len())?;
     }
+    if !f64::is_finite(sum) {
+        let reason = format!(
+            "the model's logits are no numbers as {:?}; take a wider kind, such as f32",
+            model.kind()
+        );
+        return Err(Error::data("", reason));
+    }
     Ok(Perplexity::of(sum, predictions))
 }
 

@@ -20,7 +20,7 @@ fn alphabet(byte: u8) -> char {
 
 impl Bench {
     /// Writes the folder `tiny`: a GPT-2 of random weights whose tokens are the bytes and a mark of the end.
-    fn model(&self) {
+    pub(super) fn model(&self) {
         let config = json!({
             "model_type": "gpt2", "vocab_size": 257, "n_positions": 48, "n_embd": 16, "n_layer": 2, "n_head": 2,
             "initializer_range": 0.2, "bos_token_id": 256, "eos_token_id": 256,
@@ -37,7 +37,7 @@ impl Bench {
         self.write("tiny/merges.txt", "#version: 0.2\n");
     }
 
-    fn json(&self, words: &[&str]) -> Value {
+    pub(super) fn json(&self, words: &[&str]) -> Value {
         serde_json::from_str(&stdout(&self.densely(words).success())).unwrap()
     }
 }

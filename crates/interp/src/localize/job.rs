@@ -68,10 +68,13 @@ pub fn localize(
             Error::corrupt(path, format!("its prefixes for {name}: {error}"))
         })
     };
-    let texts = Texts {
+    let mut texts = Texts {
         rome: prefixes("rome")?,
         memit: prefixes("memit")?,
     };
+    if let Some(group) = texts.rome.groups.first_mut() {
+        group.truncate(1 + options.prefixes);
+    }
 
     let facts: Vec<_> = study.cases.iter().map(|case| case.fact.clone()).collect();
     // The settings were compared already: a folder without traces yet is as good as one with some.
@@ -181,9 +184,10 @@ pub fn localize(
         }
     }
     points.retain(|point| wanted.has(&point.key()));
+    let edited: BTreeSet<&String> = points.iter().map(|point| &point.id).collect();
     Ok(Outcome {
+        edited: edited.len(),
         points,
-        edited: kept.len(),
         skipped,
     })
 }
@@ -195,6 +199,10 @@ fn settings(model: &Lm, noise: &Noise, options: &LocalizeOptions) -> Result<Valu
     if let Some(fields) = own.as_object_mut() {
         for name in ["variants", "methods", "layers", "trace"] {
             fields.remove(name);
+        }
+        // Methods may be added later, and their moments with them.
+        if !options.methods.iter().any(|method| method.needs_moments()) {
+            fields.remove("moments");
         }
     }
     Ok(json!({
@@ -342,10 +350,11 @@ impl Prepared {
         let neighbour = match &case.neighbour {
             None => None,
             Some(other) => {
-                let (prompt, answer) = answered(tokenizer, &other.prompt, &other.answer)?;
+                let (prompt, _) = answered(tokenizer, &other.prompt, &other.answer)?;
+                // What the edit is about must not change there, whatever the right answer is.
                 Some(Question {
                     prompt,
-                    answer,
+                    answer: target.clone(),
                     noise: None,
                 })
             }
@@ -478,9 +487,11 @@ impl Prepared {
                 let base = MemitOptions::new(layers, options.memit_lambda);
                 let settings = MemitOptions {
                     star: StarOptions {
+                        // The rate and steps of forcing are ROME's alone.
+                        lr: base.star.lr,
                         clamp: base.star.clamp,
                         kl_factor: base.star.kl_factor,
-                        steps: options.memit_steps.max(if forcing { 25 } else { 1 }),
+                        steps: options.memit_steps,
                         ..star
                     },
                     ..base

@@ -12,10 +12,12 @@ use crate::average::Estimate;
 use crate::heatmap::{Line, lines};
 use crate::regress::{Correlation, Design, Fit, Nested, correlation, fit};
 
-/// The finding holds where the tracing effect adds less than this to what the layer explains …
+/// The finding holds where the tracing effect adds less than this to what the layer explains.
 const ADDS: f64 = 0.05;
-/// … and explains less than this alone.
-const ALONE: f64 = 0.1;
+/// It does not where it adds more and the nested test's p is below this.
+const CHANCE: f64 = 0.05;
+/// Mean score that some layer must reach: where no edit works there is nothing to explain.
+const WORKS: f64 = 0.05;
 /// Facts below which a verdict is weak.
 const FEW: usize = 30;
 
@@ -67,10 +69,14 @@ impl Pair {
 
     /// Whether the paper's finding holds here; `None` where it cannot be said.
     pub fn holds(&self) -> Option<bool> {
-        if self.layers.len() < 2 {
+        let means = self.layers.iter().map(|layer| layer.rewrite.mean);
+        if self.layers.len() < 2 || means.fold(0.0, f64::max) < WORKS {
             return None;
         }
-        Some(self.adds()? < ADDS && self.trace.r2? < ALONE)
+        if self.adds()? < ADDS {
+            return Some(true);
+        }
+        (self.nested.as_ref()?.p < CHANCE).then_some(false)
     }
 }
 
@@ -223,11 +229,11 @@ impl Summary {
     pub fn verdict(&self) -> String {
         let said: Vec<bool> = self.pairs.iter().filter_map(Pair::holds).collect();
         let rule = format!(
-            "The rule: it holds where the tracing effect adds less than {ADDS} to the R² of the layer and explains less than {ALONE} alone."
+            "The rule: it holds where the tracing effect adds less than {ADDS} to the R² of the layer, and does not where it adds more than chance would (p below {CHANCE}). Edits of one fact are not independent of each other, so that p is a guide, not exact."
         );
         if said.is_empty() {
             return format!(
-                "Whether the paper's finding holds cannot be said: that takes at least two layers and scores that vary. {rule}"
+                "Whether the paper's finding holds cannot be said: that takes at least two layers, edits that work and scores that vary, and more facts where an addition may be chance. {rule}"
             );
         }
         let holding = said.iter().filter(|holds| **holds).count();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Method, Variant};
+use crate::sweep::lock;
 
 /// One edit of one fact at one layer, judged. Probabilities are products over the tokens of an answer; empty cells were not measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,6 +119,7 @@ impl Table {
             .truncate(false)
             .open(path)
             .map_err(Error::io(path))?;
+        lock(&file, path)?;
         let length = file.metadata().map_err(Error::io(path))?.len();
         if length > MAX_BYTES {
             let reason = format!("it has {length} bytes, more than any table of edits");
@@ -202,6 +204,14 @@ pub(super) fn settle(
     kept: impl FnOnce() -> Result<Value>,
 ) -> Result<Value> {
     if !path.is_file() {
+        let edits = path.with_file_name("edits.csv");
+        if edits.metadata().is_ok_and(|found| found.len() > 0) {
+            let reason = format!(
+                "{} is there without its settings.json; take another folder",
+                edits.display()
+            );
+            return Err(Error::config("--out", reason));
+        }
         let kept = kept()?;
         let whole = serde_json::json!({ "settings": settings, "kept": kept });
         densely_core::fs::write(path, format!("{whole:#}\n").as_bytes())?;
@@ -217,7 +227,24 @@ pub(super) fn settle(
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let mut whole: Value = serde_json::from_str(&text)
         .map_err(|error| Error::corrupt(path, format!("it is no JSON: {error}")))?;
-    if let Some(reason) = difference("", &whole["settings"], settings) {
+    let mut begun = whole["settings"].clone();
+    match (
+        begun["edits"].get("moments").is_some(),
+        settings["edits"].get("moments"),
+    ) {
+        (true, None) => {
+            if let Some(edits) = begun["edits"].as_object_mut() {
+                edits.remove("moments");
+            }
+        }
+        (false, Some(now)) if begun["edits"].is_object() => {
+            begun["edits"]["moments"] = now.clone();
+            whole["settings"] = begun.clone();
+            densely_core::fs::write(path, format!("{whole:#}\n").as_bytes())?;
+        }
+        _ => {}
+    }
+    if let Some(reason) = difference("", &begun, settings) {
         let reason = format!(
             "cannot go on with {}: {reason}; take the old setting, or another folder",
             path.display()

@@ -303,7 +303,13 @@ impl LmConfig {
         if let Some(rotary) = &self.rotary
             && self.architecture != Architecture::GptJ
         {
-            json["rope_theta"] = json!(rotary.base);
+            // The reference's GPT-NeoX does not look at the name of the others.
+            let base = if self.architecture == Architecture::GptNeoX {
+                "rotary_emb_base"
+            } else {
+                "rope_theta"
+            };
+            json[base] = json!(rotary.base);
             json["rope_scaling"] = match rotary.scaling {
                 RopeScaling::None => Value::Null,
                 RopeScaling::Linear { factor } => {

@@ -143,6 +143,20 @@ impl Catalog {
         Self { names, places }
     }
 
+    /// Whether a pass through `layers` comes by a place; `starts` and `ends` say whether it has tokens at its beginning and the head at its end.
+    pub(crate) fn reached(
+        &self,
+        place: usize,
+        layers: std::ops::Range<usize>,
+        (starts, ends): (bool, bool),
+    ) -> bool {
+        match place.checked_sub(self.len() - GLOBALS.len()) {
+            None => layers.contains(&(place / POINTS.len())),
+            Some(global) if global < Global::FinalScale as usize => starts,
+            Some(_) => ends,
+        }
+    }
+
     /// Number of places, with those that this model lacks.
     pub(crate) fn len(&self) -> usize {
         self.names.len()

@@ -401,3 +401,18 @@ fn mistakes_are_sentences() -> Result<()> {
     refused(model.mlp_out(2), "below 2");
     Ok(())
 }
+
+#[test]
+fn bases_of_rotary_positions_are_written_where_the_reference_reads_them() -> Result<()> {
+    for (name, key) in [("neox", "rotary_emb_base"), ("llama", "rope_theta")] {
+        let mut json = tiny::config(name);
+        json[key] = 5e5.into();
+        let config = LmConfig::from_hugging(&json)?;
+        let base = |config: &LmConfig| config.rotary.as_ref().map(|rotary| rotary.base);
+        assert_eq!(base(&config), Some(5e5), "{name}");
+        let written = config.to_hugging();
+        assert_eq!(written[key], 5e5, "{name}");
+        assert_eq!(LmConfig::from_hugging(&written)?, config, "{name}");
+    }
+    Ok(())
+}

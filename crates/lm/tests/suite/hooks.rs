@@ -331,3 +331,39 @@ fn mistakes_are_sentences() -> Result<()> {
     refused(Run::new().add(point, narrow), "broadcasts");
     Ok(())
 }
+
+#[test]
+fn changes_at_points_that_a_pass_does_not_come_by_are_refused() -> Result<()> {
+    let (model, _vs) = tiny::model("gpt2")?;
+    let ids = tiny::ids(1, 4);
+    let one = || Tensor::ones([1], (Kind::Float, tch::Device::Cpu));
+    let says = |name: &str, run: Run, from: Option<usize>| {
+        let mut run = run.add(name, one());
+        let found = match from {
+            None => model.run(&ids, &mut run),
+            Some(layer) => {
+                let residual = Tensor::ones([1, 4, 12], (Kind::Float, tch::Device::Cpu));
+                model.run_from(layer, &residual, &mut run)
+            }
+        };
+        message(found)
+    };
+    let refused = "this pass does not come by it";
+    for (name, run, from) in [
+        ("blocks.1.hook_mlp_out", Run::new().stop_at(1), None),
+        ("ln_final.hook_normalized", Run::new().stop_at(2), None),
+        ("hook_embed", Run::new(), Some(0)),
+        ("blocks.0.hook_resid_pre", Run::new(), Some(1)),
+    ] {
+        let said = says(name, run, from);
+        assert!(said.contains(refused) && said.contains(name), "{said}");
+    }
+    for (name, run, from) in [
+        ("blocks.0.hook_mlp_out", Run::new().stop_at(1), None),
+        ("ln_final.hook_normalized", Run::new(), Some(1)),
+        ("blocks.1.hook_resid_pre", Run::new(), Some(1)),
+    ] {
+        assert_eq!(says(name, run, from), "it is taken");
+    }
+    Ok(())
+}

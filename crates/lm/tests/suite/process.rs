@@ -116,3 +116,16 @@ fn residuals_lose_their_mean_alone() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_processed_model_with_further_biases_is_not_saved_as_what_it_is_not() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, _vs) = tiny::model("gpt2")?;
+    densely_lm::folder::save(&model, folder.path())?;
+    let folded = process(&model, &Processing::transformer_lens(model.config()))?;
+    let Err(error) = densely_lm::folder::save(&folded, folder.path()) else {
+        panic!("a head's bias was saved, which GPT-2 has not");
+    };
+    assert!(error.to_string().contains("processed"), "{error}");
+    Ok(())
+}

@@ -109,7 +109,9 @@ pub(crate) struct EditArguments {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["facts", "save", "target"]
+        conflicts_with_all = [
+            "facts", "save", "subject", "target", "truth", "method", "layers", "steps", "clamp", "lambda", "key", "moments", "moments_text"
+        ]
     )]
     apply: Option<PathBuf>,
 }

@@ -50,6 +50,9 @@ pub(crate) struct Localize {
     /// Draws of noise.
     #[arg(long, default_value_t = 10)]
     samples: i64,
+    /// Texts before the prompt in ROME's search, beside the bare prompt; fewer are quicker.
+    #[arg(long, default_value_t = 20)]
+    prefixes: usize,
     /// Facts whose answer is less probable are left out.
     #[arg(long, default_value_t = 0.02)]
     min_probability: f64,
@@ -86,6 +89,7 @@ impl Localize {
             options.seed = seed;
         }
         options.min_probability = self.min_probability;
+        options.prefixes = self.prefixes;
         options.validate(&opened.model)?;
         Ok(options)
     }

@@ -52,16 +52,27 @@ pub(super) fn run(arguments: &Generate, common: &Common) -> Result<()> {
         seed: common.seed.unwrap_or(0),
     };
     sampling.validate()?;
+    let draws = arguments.top_k.is_some() || arguments.top_p.is_some() || common.seed.is_some();
+    if arguments.temperature == 0.0 && draws {
+        tracing::warn!(
+            "--top-k, --top-p and --seed change nothing at --temperature 0, which takes the likeliest token"
+        );
+    }
     let opened = arguments.source.open(common)?;
     let prompts = encode(arguments, &opened)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let room = (opened.model.config().n_ctx as usize).saturating_sub(longest);
-    let max_new = arguments.max_new.unwrap_or(MAX_NEW.min(room));
-    let stop: &[i64] = if arguments.endless {
-        &[]
-    } else {
-        &opened.model.config().eos
-    };
+    let takes = opened.model.config().n_ctx as usize;
+    if longest >= takes {
+        let reason =
+            format!("has {longest} tokens and the model takes {takes}: there is no room to write");
+        return Err(Error::config("--prompt", reason));
+    }
+    let max_new = arguments.max_new.unwrap_or(MAX_NEW.min(takes - longest));
+    let mut ends = opened.model.config().eos.clone();
+    if ends.is_empty() {
+        ends.extend(opened.tokenizer.eos());
+    }
+    let stop: &[i64] = if arguments.endless { &[] } else { &ends };
 
     let streams = !common.json && prompts.len() == 1;
     let mut text = opened.tokenizer.stream();
@@ -104,7 +115,7 @@ pub(super) fn run(arguments: &Generate, common: &Common) -> Result<()> {
         let rows: Vec<Value> = texts
             .iter()
             .map(|(prompt, ids, text)| {
-                json!({ "prompt": prompt, "text": text, "tokens": ids, "ended": ids.len() < max_new })
+                json!({ "prompt": prompt, "text": text, "tokens": ids, "ended": !signal::interrupted() && ids.len() < max_new })
             })
             .collect();
         let all = json!({
