@@ -25,6 +25,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::average::Averages;
 use crate::edit::memit::MomentsOf;
 use crate::edit::{Defaults, KeyMode};
 use crate::facts::{CounterFact, Fact};
@@ -478,6 +479,8 @@ impl fmt::Debug for Study<'_> {
 pub struct Outcome {
     /// Points of the cases and settings that were asked for, in the order of the file.
     pub points: Vec<Point>,
+    /// Average indirect effects of the facts that were traced; `None` where none was.
+    pub averages: Option<Averages>,
     /// Facts that were edited.
     pub edited: usize,
     /// Facts that were left out, and why.

@@ -1,9 +1,9 @@
 //! `densely interp`: where a language model keeps what it knows, and changing it.
 
 mod edit;
-mod localize;
+pub(super) mod localize;
 mod recall;
-mod trace;
+pub(super) mod trace;
 
 use std::path::Path;
 

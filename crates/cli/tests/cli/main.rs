@@ -7,6 +7,7 @@ mod forward;
 mod own_clicks;
 mod own_distribution;
 mod own_fields;
+mod interp_recipes;
 mod own_interp;
 mod own_lm;
 mod own_pictures;

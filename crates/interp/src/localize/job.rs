@@ -14,6 +14,7 @@ use super::{
     Case, Event, LocalizeOptions, Method, Outcome, Study, Variant, fractions, neighbourhood_score,
     rewrite_score,
 };
+use crate::average::{Averages, Interval};
 use crate::edit::memit::MomentsOf;
 use crate::edit::score::answered;
 use crate::edit::{
@@ -110,6 +111,11 @@ pub fn localize(
         }
     }
 
+    let traced: Vec<&Trace> = kept.iter().map(|(_, trace)| *trace).collect();
+    let averages = (!traced.is_empty())
+        .then(|| Averages::new(&traced, Interval::Normal))
+        .transpose()?;
+
     let path = folder.join("edits.csv");
     let (mut table, mut points) = Table::open(&path)?;
     let mut known: BTreeSet<_> = points.iter().map(Point::key).collect();
@@ -186,6 +192,7 @@ pub fn localize(
     points.retain(|point| wanted.has(&point.key()));
     let edited: BTreeSet<&String> = points.iter().map(|point| &point.id).collect();
     Ok(Outcome {
+        averages,
         edited: edited.len(),
         points,
         skipped,
