@@ -442,6 +442,7 @@ pub(crate) mod tests {
             peak_mb: Some(512.0),
             params: Some(123),
             comparison: None,
+            report: String::new(),
             notes: vec!["A note.".to_owned()],
             stem: "tabm-california".to_owned(),
         }
