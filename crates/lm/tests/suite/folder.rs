@@ -20,7 +20,7 @@ struct Folder {
 impl Folder {
     /// A whole folder of a small model.
     fn of(model: &Lm) -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
+        let folder = tiny::folder()?;
         folder::save(model, folder.path())?;
         write_small(folder.path())?;
         Ok(Self { folder })

@@ -11,6 +11,7 @@ use densely_testkit::assert_bits;
 use tch::{Device, Kind, Tensor};
 
 use crate::tokenizer::{END, SMALL, small};
+use crate::tiny;
 
 /// Numbers of types of metadata values.
 const U32: u32 = 4;
@@ -131,8 +132,9 @@ struct Place {
 
 impl Place {
     fn new() -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
-        Ok(Self { folder })
+        Ok(Self {
+            folder: tiny::folder()?,
+        })
     }
 
     fn write(&self, bytes: &[u8]) -> Result<PathBuf> {
