@@ -19,7 +19,7 @@ use densely_core::{Error, Result};
 use serde_json::Value;
 use tiktoken_rs::CoreBPE;
 
-use crate::folder::read_json;
+use crate::folder::read_tokens;
 use crate::gguf::Gguf;
 pub use stream::TextStream;
 
@@ -105,7 +105,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Io`] when it cannot be read; [`Error::Corrupt`] when it is no tokeniser.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let mut tokenizer = Self::from_json(path, read_json(path)?)?;
+        let mut tokenizer = Self::from_json(path, read_tokens(path)?)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let (bos, eos) = build::ends(folder)?;
         tokenizer.bos = tokenizer.number_of(bos.as_deref());

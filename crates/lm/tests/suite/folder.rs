@@ -355,6 +355,34 @@ fn sizes_far_beyond_the_weights_are_refused_before_memory_is_taken() -> Result<(
 }
 
 #[test]
+fn settings_are_small_and_tokens_may_be_many() -> Result<()> {
+    let (model, _vs) = tiny::model("llama")?;
+    let folder = Folder::of(&model)?;
+    let path = folder.path("vocab.json");
+    let mut text = std::fs::read(&path).map_err(Error::io(&path))?;
+    text.resize(17 << 20, b' ');
+    fs::write(&path, &text)?;
+    folder.open()?;
+    for name in [
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "config.json",
+    ] {
+        folder.write(name, &json!({}))?;
+        resize(&folder.path(name), (16 << 20) + 1)?;
+        let refusal = folder.refusal();
+        assert!(
+            refusal.contains(name) && refusal.contains("16 MiB that a file of settings may have"),
+            "{refusal}"
+        );
+        folder.remove(name)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn further_tokens_that_end_answers_are_added() -> Result<()> {
     let (model, _vs) = tiny::model("llama")?;
     let folder = Folder::of(&model)?;
