@@ -245,7 +245,7 @@ pub(super) fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Tokeni
     tokenizer.bos = tokenizer.number_of(role(&files, "bos_token").or(fallback));
     tokenizer.eos = tokenizer.number_of(role(&files, "eos_token").or(fallback));
     if files[0]["add_bos_token"] == true {
-        tokenizer.around.0.extend(tokenizer.bos);
+        tokenizer.before.extend(tokenizer.bos);
     }
     Ok(tokenizer)
 }
@@ -331,12 +331,17 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Tokenizer> {
     };
     tokenizer.bos = number("bos")?;
     tokenizer.eos = number("eos")?;
-    let asked = |name: &str| file.flag(&format!("tokenizer.ggml.add_{name}_token"));
-    if asked("bos")?.unwrap_or(split == Split::Llama3) {
-        tokenizer.around.0.extend(tokenizer.bos);
+    let starts = file.flag("tokenizer.ggml.add_bos_token")?;
+    if starts.unwrap_or(split == Split::Llama3) {
+        tokenizer.before.extend(tokenizer.bos);
     }
-    if asked("eos")?.unwrap_or(false) {
-        tokenizer.around.1.extend(tokenizer.eos);
+    // Where `add_eos_token` asks for an end behind each text, llama.cpp refuses to write on and to judge. Here both go without the end:
+    // nothing follows it.
+    if file.flag("tokenizer.ggml.add_eos_token")? == Some(true) {
+        tracing::info!(
+            "{}: it asks for the token that ends a text behind each, which is left out",
+            path.display()
+        );
     }
     Ok(tokenizer)
 }
