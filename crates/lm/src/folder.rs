@@ -11,6 +11,7 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{Architecture, LmConfig};
+use crate::gguf;
 use crate::model::Lm;
 use crate::open::{self, Opened};
 use crate::tokenizer::Tokenizer;
@@ -179,6 +180,12 @@ fn only_gguf(folder: &Path) -> Result<Option<PathBuf>> {
         }
     }
     if found.len() > 1 {
+        found.sort();
+        let parts = found.iter().map(|path| gguf::parts_by_name(path));
+        let parts: Option<Vec<i64>> = parts.collect();
+        if let (Some(first), Some(&[parts, ..])) = (found.first(), parts.as_deref()) {
+            return Err(gguf::split(first, parts));
+        }
         let reason = format!("holds {} GGUF files; name one of them", found.len());
         return Err(Error::corrupt(folder, reason));
     }
@@ -207,7 +214,10 @@ pub(crate) fn open(folder: &Path, device: Device, kind: Kind) -> Result<Opened> 
     let mut tokenizer = tokenizer(folder, &config)?;
     tokenizer.set_ends(config.bos, config.eos.first().copied());
     let sizes = shards.sizes();
-    open::check_plausible(folder, &config, &sizes)?;
+    // The headers were checked: each of these values has bytes of its own.
+    let numel = |size: &Vec<i64>| size.iter().map(|n| *n as u64).product::<u64>();
+    let held = sizes.values().map(numel).fold(0, u64::saturating_add);
+    open::check_plausible(folder, &config, held)?;
     let vs = VarStore::new(device);
     let model = Lm::undrawn(config, &vs.root(), kind)?;
     let mut read = |key: &str| shards.tensor(folder, key);

@@ -1,5 +1,6 @@
 //! GGUF files that a small writer here makes: every kind of value and of tensor, and damage.
 
+mod hostile;
 pub(crate) mod models;
 
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use densely_lm::open;
 use densely_testkit::assert_bits;
 use tch::{Device, Kind, Tensor};
 
-use crate::tokenizer::{END, SMALL, small};
 use crate::tiny;
+use crate::tokenizer::{END, SMALL, small};
 
 /// Numbers of types of metadata values.
 const U32: u32 = 4;
