@@ -177,7 +177,7 @@ pub fn localize(
                             note: String::new(),
                         };
                         job.edit(model, study.moments, options, &mut point)?;
-                        table.append(&path, &point)?;
+                        table.append(&point)?;
                         known.insert(key);
                         points.push(point);
                         done += 1;
