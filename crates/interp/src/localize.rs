@@ -11,6 +11,7 @@
 //! looks for the answer in a longer generation.
 
 mod job;
+mod relations;
 mod report;
 mod table;
 
@@ -21,7 +22,7 @@ use std::str::FromStr;
 
 use densely_core::{Error, Result, check};
 use densely_lm::{Architecture, Lm, LmConfig, Tokenizer};
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,8 @@ use crate::facts::{CounterFact, Fact};
 use crate::noise::Noise;
 use crate::sweep::Row;
 use crate::trace::{Restore, Score, Trace, TraceOptions};
+
+use relations::Relations;
 
 pub use job::localize;
 pub use report::{LayerFound, Pair, Summary, summarise, write_report};
@@ -340,46 +343,26 @@ impl Case {
     /// relation and template, with the same attribute where there is one; both are drawn by the seed and the fact's place. What has no such fact is `None`. Facts
     /// without an attribute are left out.
     pub fn of_facts(facts: &[Fact], seed: u64) -> Vec<Self> {
+        let relations = Relations::new(facts);
         let mut cases = Vec::new();
         for (place, fact) in facts.iter().enumerate() {
-            let Some(attribute) = &fact.attribute else {
+            if fact.attribute.is_none() {
                 continue;
-            };
+            }
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(place as u64);
-            let related: Vec<&Fact> = facts
-                .iter()
-                .filter(|other| other.relation.is_some() && other.relation == fact.relation)
-                .collect();
-            let mut others: Vec<&str> = related
-                .iter()
-                .filter_map(|other| other.attribute.as_deref())
-                .filter(|other| *other != attribute.as_str())
-                .collect();
-            // Each answer once, so that frequent ones are not drawn more often.
-            others.sort_unstable();
-            others.dedup();
-            let mut neighbours: Vec<Neighbour> = related
-                .iter()
-                .filter(|other| other.template == fact.template && other.subject != fact.subject)
-                .filter_map(|other| {
+            let new = relations.attribute(fact, &mut rng);
+            let neighbour = relations.neighbour(fact, &mut rng);
+            cases.push(Self {
+                fact: fact.clone(),
+                new: new.map(str::to_owned),
+                paraphrase: None,
+                neighbour: neighbour.and_then(|other| {
                     Some(Neighbour {
                         prompt: other.prompt.clone(),
                         answer: other.attribute.clone()?,
                     })
-                })
-                .collect();
-            // As CounterFact's, which share the answer, where there are such.
-            if neighbours.iter().any(|one| one.answer == *attribute) {
-                neighbours.retain(|one| one.answer == *attribute);
-            }
-            let new = drawn(&mut rng, &others).map(|new| (*new).to_owned());
-            let neighbour = drawn(&mut rng, &neighbours).cloned();
-            cases.push(Self {
-                fact: fact.clone(),
-                new,
-                paraphrase: None,
-                neighbour,
+                }),
             });
         }
         cases
@@ -393,13 +376,6 @@ impl Case {
         }
         fact.prompt.replacen(&fact.subject, "{}", 1)
     }
-}
-
-fn drawn<'a, T>(rng: &mut ChaCha8Rng, all: &'a [T]) -> Option<&'a T> {
-    if all.is_empty() {
-        return None;
-    }
-    all.get(rng.random_range(0..all.len()))
 }
 
 /// How much of what noise takes away is restored at each layer: the largest over the tokens from the subject on of

@@ -14,6 +14,8 @@ use densely_interp::localize::{
 use densely_interp::noise::Noise;
 use densely_interp::trace::{Restore, Trace};
 use densely_lm::{Lm, LmConfig, Run, Tokenizer};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tch::Tensor;
 
@@ -154,6 +156,104 @@ fn facts_alone_draw_on_their_relation() -> Result<()> {
         answer: "French".to_owned(),
     };
     assert_eq!(cases[0].neighbour, Some(expected));
+    Ok(())
+}
+
+/// The same draws by going through the list for each fact.
+fn plainly_drawn(facts: &[Fact], seed: u64) -> Vec<(Option<String>, Option<Neighbour>)> {
+    let mut all = Vec::new();
+    for (place, fact) in facts.iter().enumerate() {
+        let Some(attribute) = &fact.attribute else {
+            continue;
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(place as u64);
+        let related = |other: &&Fact| other.relation.is_some() && other.relation == fact.relation;
+        let related: Vec<&Fact> = facts.iter().filter(related).collect();
+        let mut others: Vec<&String> = related
+            .iter()
+            .filter_map(|other| other.attribute.as_ref())
+            .filter(|other| *other != attribute)
+            .collect();
+        others.sort_unstable();
+        others.dedup();
+        let mut neighbours: Vec<Neighbour> = related
+            .iter()
+            .filter(|other| other.template == fact.template && other.subject != fact.subject)
+            .filter_map(|other| {
+                Some(Neighbour {
+                    prompt: other.prompt.clone(),
+                    answer: other.attribute.clone()?,
+                })
+            })
+            .collect();
+        if neighbours.iter().any(|one| one.answer == *attribute) {
+            neighbours.retain(|one| one.answer == *attribute);
+        }
+        let mut drawn = |count: usize| (count > 0).then(|| rng.random_range(0..count));
+        let new = drawn(others.len()).map(|number| others[number].clone());
+        let neighbour = drawn(neighbours.len()).map(|number| neighbours[number].clone());
+        all.push((new, neighbour));
+    }
+    all
+}
+
+#[test]
+fn draws_are_those_of_going_through_the_list() -> Result<()> {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut facts = Vec::new();
+    for number in 0..300 {
+        // Few of each, so that all of them meet: subjects with several facts, templates, relations of one fact, facts without any.
+        let mut pick = |count: usize| rng.random_range(0..count);
+        let subject = format!("subject {}", pick(40));
+        let template = ["{} speaks", "the tongue of {} is"][pick(2)];
+        let attribute = ["French", "Welsh", "Greek", "Dutch"].get(pick(6));
+        let relation = ["P1", "P2", "P3"].get(pick(4));
+        let rare = format!("rare {number}");
+        let relation = if number % 50 == 7 {
+            Some(rare)
+        } else {
+            relation.map(|name| (*name).to_owned())
+        };
+        let prompt = template.replacen("{}", &subject, 1);
+        let attribute = attribute.map(|name| (*name).to_owned());
+        let made = Fact::new(number.to_string(), prompt, subject, attribute)?;
+        facts.push(Fact { relation, ..made });
+    }
+    for seed in [0, 1, 7] {
+        let found: Vec<_> = Case::of_facts(&facts, seed)
+            .into_iter()
+            .map(|case| (case.new, case.neighbour))
+            .collect();
+        let expected = plainly_drawn(&facts, seed);
+        let none = expected.iter().filter(|(new, _)| new.is_none()).count();
+        assert!(none > 10 && none < 150, "{none}");
+        assert_eq!(found, expected, "seed {seed}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_long_list_of_one_relation_is_drawn_from_at_once() -> Result<()> {
+    // Going through the list for each would take minutes.
+    let facts = (0..60_000)
+        .map(|number| {
+            let subject = format!("House {}", number / 2);
+            let attribute = format!("Street {}", number % 100);
+            fact(
+                &number.to_string(),
+                &subject,
+                "P1",
+                Some(attribute.as_str()),
+            )
+        })
+        .collect::<Result<Vec<_>>>()?;
+    for case in Case::of_facts(&facts, 3) {
+        let neighbour = case.neighbour.expect("many have the same answer");
+        assert_eq!(Some(&neighbour.answer), case.fact.attribute.as_ref());
+        assert_ne!(neighbour.prompt, case.fact.prompt);
+        assert_ne!(case.new, case.fact.attribute);
+    }
     Ok(())
 }
 
