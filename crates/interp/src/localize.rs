@@ -10,6 +10,7 @@
 //! to the draws of noise on the prompt alone; essence is not measured; facts that the model does not answer token by token are left out, where the reference
 //! looks for the answer in a longer generation.
 
+mod cases;
 mod job;
 mod relations;
 mod report;
@@ -296,7 +297,7 @@ pub fn layers_of(config: &LmConfig) -> Vec<usize> {
 }
 
 /// Another prompt whose answer should stay.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Neighbour {
     /// The prompt.
     pub prompt: String,
@@ -437,7 +438,7 @@ pub struct Study<'a> {
     pub noise: &'a Noise,
     /// Gives the second moments of a layer.
     pub moments: &'a mut MomentsOf<'a>,
-    /// Folder of `settings.json`, `traces.jsonl` and `edits.csv`.
+    /// Folder of `settings.json`, `traces.jsonl`, `cases.jsonl` and `edits.csv`.
     pub folder: &'a Path,
 }
 

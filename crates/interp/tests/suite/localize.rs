@@ -436,6 +436,58 @@ fn check_points(points: &[Point]) {
 }
 
 #[test]
+fn a_fact_that_was_edited_keeps_what_it_is_edited_to_and_judged_by() -> Result<()> {
+    let (model, _vs, tokenizer) = speaking()?;
+    let cases = known(&model, &tokenizer, 3)?;
+    let mut one = options(&model);
+    one.variants = vec![Variant::ErrorInjection];
+    one.methods = vec![Method::Ft1];
+    one.layers = vec![0];
+    let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+    let go = |cases: &[Case], options: &LocalizeOptions| {
+        study(&model, &tokenizer, cases, options, folder.path(), true)
+    };
+    let read = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::read_to_string(&path).map_err(Error::io(&path))
+    };
+    let refused = |cases: &[Case], options: &LocalizeOptions, parts: &[&str]| {
+        let error = go(cases, options).expect_err("something differs");
+        for part in parts {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    };
+    assert_eq!(go(&cases[..1], &one)?.1, 1);
+    let edits = read("edits.csv")?;
+
+    let mut answer = cases.clone();
+    answer[0].new = Some("Berlin".to_owned());
+    refused(&answer, &one, &["new answer", "\"Rome\"", "\"Berlin\""]);
+    let mut neighbour = cases.clone();
+    neighbour[0].neighbour = None;
+    refused(&neighbour, &one, &["neighbour", "The Louvre", "none"]);
+    assert_eq!(read("edits.csv")?, edits);
+
+    // Without that file the rows themselves still hold their targets.
+    let path = folder.path().join("cases.jsonl");
+    std::fs::remove_file(&path).map_err(Error::io(&path))?;
+    let mut two = one.clone();
+    two.layers = vec![0, 1];
+    refused(
+        &answer,
+        &two,
+        &["error-injection", "\"Rome\"", "\"Berlin\""],
+    );
+    assert_eq!(read("edits.csv")?, edits);
+
+    // Facts may be added; the second has no new answer.
+    assert_eq!(go(&cases, &two)?.1, 3);
+    assert!(read("edits.csv")?.starts_with(&edits));
+    assert_eq!(read("cases.jsonl")?.lines().count(), 3);
+    Ok(())
+}
+
+#[test]
 fn facts_that_the_model_does_not_know_are_left_out() -> Result<()> {
     let (model, _vs, tokenizer) = speaking()?;
     let mut cases = known(&model, &tokenizer, 2)?;
