@@ -4,6 +4,7 @@
 //! which is cut off when the sweep goes on. It goes on only with the settings that it began with, and takes facts that are there as done.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::Path;
 
 use densely_core::{Error, Result};
@@ -15,7 +16,7 @@ use tch::Kind;
 use crate::facts::Fact;
 use crate::journal::Journal;
 use crate::noise::Noise;
-use crate::trace::{Prompt, Trace, TraceOptions, predicts, trace};
+use crate::trace::{Prompt, Score, Trace, TraceOptions, predicts, trace};
 
 /// Layout of the file.
 const FORMAT: u64 = 1;
@@ -150,7 +151,17 @@ fn one(
     if let Some(expected) = &fact.attribute
         && let Err(got) = predicts(model, tokenizer, &prompt, expected, options.score)?
     {
-        let reason = format!("the model gives {got:?} instead of {expected:?}");
+        let mut reason = format!("the model gives {got:?} instead of {expected:?}");
+        if options.score == Score::First {
+            let whole = Prompt::of_fact(tokenizer, fact, Score::Product);
+            let count = whole.map_or(1, |prompt| prompt.answer.len());
+            if count > 1 {
+                let _ = write!(
+                    reason,
+                    ", which has {count} tokens where one is compared; the score `product` follows all of them"
+                );
+            }
+        }
         return Ok(row(Some(reason), None));
     }
     let mut found = trace(model, &prompt, noise, options)?;

@@ -362,6 +362,11 @@ impl Prepared {
             rome.noise = Some(noise.shallow_clone());
             memit.noise = Some(noise);
         }
+        for (method, request) in [(Method::Rome, &rome), (Method::Memit, &memit)] {
+            if options.methods.contains(&method) {
+                request.check_length(model)?;
+            }
+        }
         let paraphrase = match &case.paraphrase {
             None => None,
             Some(text) => paraphrase(tokenizer, text, subject, &target, forcing, &draw)?,

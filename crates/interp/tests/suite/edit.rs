@@ -469,6 +469,14 @@ fn a_request_finds_its_subject_behind_every_prefix() -> Result<()> {
     assert_eq!(tokenizer.decode(&made.target)?, " France");
     let kl = made.kl.as_ref().expect("a prompt");
     assert_eq!(tokenizer.decode(&kl.ids)?, "Paris is a");
+    made.check_length(&model)?;
+    let long = "very ".repeat(140);
+    let long = Request::new(&tokenizer, template, "Paris", &long, &prefixes)?;
+    let error = long.check_length(&model).expect_err("too long");
+    assert!(
+        error.to_string().contains("since the model takes 128"),
+        "{error}"
+    );
     let error = Request::new(&tokenizer, "no gap", "x", "y", &prefixes).expect_err("no gap");
     assert!(error.to_string().contains("{}"), "{error}");
 
@@ -516,6 +524,17 @@ fn an_edit_is_weighed_on_all_its_questions() -> Result<()> {
     ] {
         assert!((nll(text, "Rome")? - weighed.new).abs() < 1e-4);
         assert!((nll(text, "Clermont-Ferrand")? - weighed.old).abs() < 1e-4);
+    }
+    for (old, part) in [
+        (" ".to_owned(), "`true target`: is empty"),
+        ("far ".repeat(130), "`true target`: has 130 tokens behind"),
+    ] {
+        let questions = Questions {
+            old,
+            ..questions.clone()
+        };
+        let error = weigh(&model, &tokenizer, &questions).expect_err(part);
+        assert!(error.to_string().contains(part), "{error}");
     }
     let share = accuracy(&model, &tokenizer, "The Louvre is in", "Rome")?;
     assert!((0.0..=1.0).contains(&share));
