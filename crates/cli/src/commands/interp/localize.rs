@@ -52,9 +52,9 @@ pub(crate) struct Localize {
     /// Draws of noise.
     #[arg(long, default_value_t = 10)]
     samples: i64,
-    /// Texts before the prompt in ROME's search, beside the bare prompt; fewer are quicker.
-    #[arg(long, default_value_t = 20)]
-    prefixes: usize,
+    /// Texts before the prompt in ROME's search, beside the bare prompt: 20 when left out; fewer are quicker.
+    #[arg(long, value_name = "N")]
+    prefixes: Option<usize>,
     /// Facts whose answer is less probable are left out.
     #[arg(long, default_value_t = 0.02)]
     min_probability: f64,
@@ -91,9 +91,20 @@ impl Localize {
             options.seed = seed;
         }
         options.min_probability = self.min_probability;
-        options.prefixes = self.prefixes;
+        options.prefixes = self.prefixes.unwrap_or(options.prefixes);
         options.validate(&opened.model)?;
         Ok(options)
+    }
+
+    /// Says which options change nothing.
+    fn warn(&self, methods: &[Method]) {
+        let moments = self.moments.given();
+        let moments = moments.filter(|_| !methods.iter().any(|method| method.needs_moments()));
+        let prefixes = self.prefixes.map(|_| "--prefixes");
+        let prefixes = prefixes.filter(|_| !methods.contains(&Method::Rome));
+        let names: Vec<&str> = methods.iter().map(|method| method.name()).collect();
+        let beside = format!("--methods {}", names.join(","));
+        super::without_effect(&beside, moments.into_iter().chain(prefixes));
     }
 }
 
@@ -177,6 +188,7 @@ fn make(arguments: &Localize, common: &Common) -> Result<Made> {
     all.truncate(count);
     let opened = arguments.source.open(common)?;
     let mut options = arguments.options(&opened, common)?;
+    arguments.warn(&options.methods);
     let folder = arguments.out.clone().unwrap_or_else(|| {
         let stem = arguments.facts.file_stem().unwrap_or_default();
         PathBuf::from(format!("runs/localize-{}", stem.to_string_lossy()))
