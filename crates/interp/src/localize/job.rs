@@ -47,7 +47,8 @@ struct Texts {
 ///
 /// # Errors
 /// [`Error::Config`] when settings are out of range, the folder is used and `resume` is not given, or its settings differ, and so when a fact that was
-/// edited has another new answer, paraphrase or neighbour now, or an edit another target; [`Error::Corrupt`] when its files are damaged; [`Error::Interrupted`] when somebody asked to stop; [`Error::Io`]; what an edit says. The model is then as it was.
+/// edited has another new answer, paraphrase or neighbour now, or an edit another target; [`Error::Corrupt`] when its files are damaged;
+/// [`Error::Interrupted`] when somebody asked to stop; [`Error::Io`]; what an edit says. The model is then as it was.
 pub fn localize(
     study: &mut Study<'_>,
     options: &LocalizeOptions,
