@@ -332,9 +332,9 @@ impl Recipe {
         }
         let mut data = self.data.clone();
         data.remove("datasets");
-        let data = data
-            .try_into()
-            .map_err(|e: toml::de::Error| Error::corrupt(path, format!("data: {}", sentence(&e))))?;
+        let data = data.try_into().map_err(|e: toml::de::Error| {
+            Error::corrupt(path, format!("data: {}", sentence(&e)))
+        })?;
         Ok((section.0, section.1, data))
     }
 

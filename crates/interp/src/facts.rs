@@ -392,8 +392,7 @@ fn counterfact(path: &Path, record: &Record) -> Result<CounterFact> {
     ];
     let own = [&rewrite.subject, &rewrite.prompt, &rewrite.target_new.str];
     let is_long = |text: &String| text.len() > MAX_TEXT;
-    let mut texts = lists.into_iter().flatten().chain(own).chain(truth);
-    if texts.any(is_long) {
+    if own.into_iter().chain(truth).any(is_long) || lists.into_iter().flatten().any(is_long) {
         return Err(place.error(path, too_long()));
     }
     Ok(found)

@@ -34,7 +34,14 @@ fn bench() -> Bench {
 
 fn run(bench: &Bench, text: &str, rest: &[&str]) -> Value {
     bench.write("study.toml", text);
-    let words = ["train", "study.toml", "--json", "--device", "cpu", "--quiet"];
+    let words = [
+        "train",
+        "study.toml",
+        "--json",
+        "--device",
+        "cpu",
+        "--quiet",
+    ];
     bench.json(&[words.as_slice(), rest].concat())
 }
 
@@ -46,7 +53,10 @@ fn a_trace_is_made_for_each_seed_and_goes_on() {
     assert_eq!(seeds.map(Vec::len), Some(2), "{found}");
     assert!(found["params"].as_u64() > Some(100), "{found}");
     let report = found["report"].as_str().unwrap();
-    assert!(report.contains("### Seed 2") && report.contains("3 facts traced"), "{report}");
+    assert!(
+        report.contains("### Seed 2") && report.contains("3 facts traced"),
+        "{report}"
+    );
     let plot = found["plots"][0].as_str().unwrap();
     assert!(bench.path(plot).exists(), "{plot}");
     let again = run(&bench, &recipe(TRACE), &["--resume"]);
@@ -70,7 +80,11 @@ fn a_localisation_study_says_what_it_found() {
     for part in ["finding", "95 % interval", "| 1 |", "### Tracing"] {
         assert!(report.contains(part), "{part}: {report}");
     }
-    assert!(bench.path("runs/study/seed-3/plots/tracing-mlp.svg").exists());
+    assert!(
+        bench
+            .path("runs/study/seed-3/plots/tracing-mlp.svg")
+            .exists()
+    );
     assert!(bench.path("runs/study/seed-3/report.md").exists());
 }
 
@@ -89,8 +103,14 @@ fn recipes_that_do_not_fit_are_told_why() {
     };
     says(&recipe(""), &["[trace]", "[localize]"]);
     says(&recipe(&format!("{TRACE}{LOCALIZE}")), &["not both"]);
-    says(&recipe(&format!("{TRACE}[train]\nepochs = 3\n")), &["nothing is trained"]);
-    says(&recipe(&format!("{TRACE}sample = 3\n")), &["trace", "--sample"]);
+    says(
+        &recipe(&format!("{TRACE}[train]\nepochs = 3\n")),
+        &["nothing is trained"],
+    );
+    says(
+        &recipe(&format!("{TRACE}sample = 3\n")),
+        &["trace", "--sample"],
+    );
     says(&recipe(&TRACE.replace("\"mlp\"", "\"mlq\"")), &["mlq"]);
     let other = recipe(TRACE).replace("domain = \"interp\"", "domain = \"fields\"");
     says(&other, &["domain interp", "fields"]);
@@ -98,6 +118,9 @@ fn recipes_that_do_not_fit_are_told_why() {
         &recipe(TRACE).replace("facts = ", "fact = "),
         &["study.toml", "fact"],
     );
-    let missing = recipe(TRACE).replace("model = \"tiny\"", "datasets = [\"smollm2\"]\nmodel = \"smollm2/no.gguf\"");
+    let missing = recipe(TRACE).replace(
+        "model = \"tiny\"",
+        "datasets = [\"smollm2\"]\nmodel = \"smollm2/no.gguf\"",
+    );
     says(&missing, &["no.gguf", "cargo xtask data get smollm2"]);
 }

@@ -4,10 +4,10 @@
 mod bad_input;
 mod forecast;
 mod forward;
+mod interp_recipes;
 mod own_clicks;
 mod own_distribution;
 mod own_fields;
-mod interp_recipes;
 mod own_interp;
 mod own_lm;
 mod own_pictures;

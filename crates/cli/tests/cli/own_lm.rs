@@ -34,13 +34,21 @@ impl Bench {
         let config = LmConfig::from_hugging(&config).unwrap();
         let model = seeded(0, || Lm::new(config, &vs.root())).unwrap();
         if !texts.is_empty() {
-            let bytes: Vec<i64> = texts.iter().flat_map(|text| text.bytes().map(i64::from)).collect();
+            let bytes: Vec<i64> = texts
+                .iter()
+                .flat_map(|text| text.bytes().map(i64::from))
+                .collect();
             let ids = Tensor::from_slice(&bytes).view([texts.len() as i64, -1]);
-            let (tokens, next) = (ids.narrow(1, 0, ids.size()[1] - 1), ids.narrow(1, 1, ids.size()[1] - 1));
+            let (tokens, next) = (
+                ids.narrow(1, 0, ids.size()[1] - 1),
+                ids.narrow(1, 1, ids.size()[1] - 1),
+            );
             let mut adam = Adam::default().build(&vs, 1e-2).unwrap();
             for _ in 0..200 {
                 let logits = model.forward(&tokens).unwrap();
-                let loss = logits.flatten(0, 1).cross_entropy_for_logits(&next.flatten(0, 1));
+                let loss = logits
+                    .flatten(0, 1)
+                    .cross_entropy_for_logits(&next.flatten(0, 1));
                 adam.backward_step(&loss);
             }
         }

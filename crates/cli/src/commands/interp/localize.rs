@@ -156,10 +156,15 @@ pub(crate) fn study(arguments: &Localize, common: &Common) -> Result<Found> {
     let variants: BTreeSet<Variant> = made.summary.pairs.iter().map(|pair| pair.variant).collect();
     let mut names: Vec<String> = variants.iter().map(Variant::to_string).collect();
     let averages = made.outcome.averages.as_ref();
-    let kinds = averages.into_iter().flat_map(|averages| averages.kinds.keys());
+    let kinds = averages
+        .into_iter()
+        .flat_map(|averages| averages.kinds.keys());
     names.extend(kinds.map(|kind| format!("tracing-{kind}")));
     let folder = made.folder.join("plots");
-    let plots = names.iter().map(|name| folder.join(format!("{name}.svg"))).collect();
+    let plots = names
+        .iter()
+        .map(|name| folder.join(format!("{name}.svg")))
+        .collect();
     let traced = averages.map(|averages| format!("### Tracing\n\n{}", averages.markdown()));
     Ok(Found {
         figures,

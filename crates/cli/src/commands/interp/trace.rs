@@ -237,7 +237,8 @@ pub(crate) fn study(arguments: &Trace, common: &Common) -> Result<Found> {
     let list = arguments.facts.as_deref();
     let list = list.ok_or_else(|| Error::config("facts", "is missing: a recipe is of a list"))?;
     let made = average(arguments, list, &options, common)?;
-    let mut figures = BTreeMap::from([("total_effect".to_owned(), made.averages.total_effect.mean)]);
+    let mut figures =
+        BTreeMap::from([("total_effect".to_owned(), made.averages.total_effect.mean)]);
     for (kind, groups) in &made.averages.kinds {
         for group in groups {
             if let Some((_, effect)) = group.best() {
@@ -254,7 +255,11 @@ pub(crate) fn study(arguments: &Trace, common: &Common) -> Result<Found> {
             made.skipped,
             made.averages.markdown()
         ),
-        plots: made.plots.iter().map(|plot| made.folder.join(plot)).collect(),
+        plots: made
+            .plots
+            .iter()
+            .map(|plot| made.folder.join(plot))
+            .collect(),
         parameters: made.parameters,
     })
 }

@@ -101,7 +101,9 @@ fn words(
             value => option(&name.replace('_', "-"), text(value).into()),
         }
     }
-    let switches = switches.iter().map(|name| format!("--{}", name.replace('_', "-")).into());
+    let switches = switches
+        .iter()
+        .map(|name| format!("--{}", name.replace('_', "-")).into());
     words.extend(switches);
     words
 }
@@ -125,7 +127,10 @@ fn parse<T: Args + FromArgMatches>(section: StudySection, words: Vec<OsString>) 
         let text = error.to_string();
         let first = text.lines().next().unwrap_or_default();
         let reason = first.strip_prefix("error: ").unwrap_or(first);
-        Error::config(section.name(), format!("as options of the command: {reason}"))
+        Error::config(
+            section.name(),
+            format!("as options of the command: {reason}"),
+        )
     })
 }
 
@@ -165,16 +170,16 @@ fn report(recipe: &Recipe, all: &[(u64, Found)], seconds: f64, common: &Common) 
     }
     let device = common.device.open()?;
     let summary = json!({
-            "name": recipe.name,
-            "metrics": metrics,
-            "seconds": seconds,
-            "peak_mb": machine::peak_rss_mb(),
-            "params": first.parameters,
-            "device": machine::device_name(device),
-            "threads": tch::get_num_threads(),
-            "plots": first.plots,
-            "report": report,
-        });
+        "name": recipe.name,
+        "metrics": metrics,
+        "seconds": seconds,
+        "peak_mb": machine::peak_rss_mb(),
+        "params": first.parameters,
+        "device": machine::device_name(device),
+        "threads": tch::get_num_threads(),
+        "plots": first.plots,
+        "report": report,
+    });
     println!("{summary}");
     Ok(())
 }
