@@ -18,6 +18,9 @@ pub(crate) struct Outcome {
     pub(crate) plots: Vec<String>,
     #[serde(default)]
     pub(crate) comparison: Option<Comparison>,
+    /// Markdown: tables and findings of a study.
+    #[serde(default)]
+    pub(crate) report: String,
 }
 
 /// Other models and splits beside the recipe's own.
@@ -92,6 +95,8 @@ pub(crate) struct Reproduction {
     pub(crate) params: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) comparison: Option<Comparison>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) report: String,
     pub(crate) notes: Vec<String>,
     /// Name of its files without ending.
     #[serde(skip)]
@@ -234,6 +239,9 @@ pub(crate) fn page(result: &Reproduction, plots: &[String]) -> String {
     text.push('\n');
     for note in &result.notes {
         let _ = writeln!(text, "- {note}");
+    }
+    if !result.report.is_empty() {
+        let _ = writeln!(text, "\n## What was found\n\n{}", result.report);
     }
     if let Some(comparison) = &result.comparison {
         let _ = writeln!(text, "\n## Models and splits\n");
@@ -434,6 +442,7 @@ pub(crate) mod tests {
             peak_mb: Some(512.0),
             params: Some(123),
             comparison: None,
+            report: String::new(),
             notes: vec!["A note.".to_owned()],
             stem: "tabm-california".to_owned(),
         }

@@ -33,8 +33,50 @@ pub(crate) struct Head {
 /// `[data]`.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Data {
-    pub(crate) dataset: Option<String>,
+    dataset: Option<String>,
+    /// Several sets; paths in `[data]` begin with the name of theirs.
+    #[serde(default)]
+    datasets: Vec<String>,
     pub(crate) file: Option<String>,
+    model: Option<String>,
+    facts: Option<String>,
+    moments_text: Option<String>,
+}
+
+impl Data {
+    /// Names of the data sets; none where the recipe makes its own rows.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = &String> {
+        self.dataset.iter().chain(&self.datasets)
+    }
+
+    /// Of a recipe of several data sets, the path that is in none of them.
+    fn outside(&self, sets: &[dataset::Dataset]) -> Option<&String> {
+        let known = |path: &&String| {
+            let (set, file) = path.split_once('/').unwrap_or((path, ""));
+            let within = |known: &dataset::DataFile| file.starts_with(&known.path);
+            self.datasets.iter().any(|name| name == set)
+                && sets
+                    .iter()
+                    .any(|own| own.name == set && own.files.iter().any(within))
+        };
+        [&self.model, &self.facts, &self.moments_text]
+            .into_iter()
+            .flatten()
+            .filter(|_| !self.datasets.is_empty())
+            .find(|path| !known(path))
+    }
+
+    /// Gets the data sets; returns the folder that the recipe's paths are in, where it has any.
+    pub(crate) fn get(&self, offline: bool) -> Result<Option<PathBuf>> {
+        let mut folder = None;
+        for name in self.sets() {
+            folder = Some(dataset::find(name)?.get(offline)?);
+        }
+        if self.dataset.is_none() {
+            folder = folder.and_then(|folder| folder.parent().map(Path::to_owned));
+        }
+        Ok(folder)
+    }
 }
 
 /// `[published]`.
@@ -111,6 +153,9 @@ fn parse(text: &str, stem: &str) -> Result<Head> {
     {
         bail!("its name may hold a-z, 0-9 and - only");
     }
+    if head.data.dataset.is_some() && !head.data.datasets.is_empty() {
+        bail!("its data has both `dataset` and `datasets`");
+    }
     Ok(head)
 }
 
@@ -143,7 +188,7 @@ pub(crate) fn problems() -> Result<Vec<String>> {
                 continue;
             }
         };
-        if let Some(name) = &recipe.head.data.dataset {
+        for name in recipe.head.data.sets() {
             match sets.iter().find(|set| set.name == *name) {
                 None => problems.push(format!(
                     "{shown} wants the data set {name:?}, which is not in xtask/datasets"
@@ -162,6 +207,11 @@ pub(crate) fn problems() -> Result<Vec<String>> {
                     }
                 }
             }
+        }
+        if let Some(path) = recipe.head.data.outside(&sets) {
+            problems.push(format!(
+                "{shown} wants {path:?}, which is in none of its data sets"
+            ));
         }
         if recipe.head.reference.is_some() && !recipe.reference_path().is_file() {
             problems.push(format!(

@@ -152,21 +152,23 @@ fn choose(arguments: &Arguments, all: Vec<Recipe>) -> Result<Vec<Recipe>> {
 
 /// Whether the recipe's data is not there and only a person can fetch or bring it.
 fn out_of_reach(recipe: &Recipe) -> Result<bool> {
-    let Some(name) = &recipe.head.data.dataset else {
-        return Ok(false);
-    };
-    let set = dataset::find(name)?;
-    if !set.needs_a_person() {
-        return Ok(false);
-    }
     let mirror = shell::variable("DENSELY_DATA_MIRROR");
-    let states = set.states(false)?;
-    Ok(!states.iter().all(|(file, state)| {
-        let mirrored = mirror
-            .as_ref()
-            .is_some_and(|mirror| Path::new(mirror).join(&file.mirror).is_file());
-        *state == dataset::State::Good || mirrored
-    }))
+    for name in recipe.head.data.sets() {
+        let set = dataset::find(name)?;
+        if !set.needs_a_person() {
+            continue;
+        }
+        let there = set.states(false)?.iter().all(|(file, state)| {
+            let mirrored = mirror
+                .as_ref()
+                .is_some_and(|mirror| Path::new(mirror).join(&file.mirror).is_file());
+            *state == dataset::State::Good || mirrored
+        });
+        if !there {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn list(recipes: &[Recipe]) {
@@ -183,7 +185,12 @@ fn list(recipes: &[Recipe]) {
             .published
             .as_ref()
             .map_or_else(|| "–".to_owned(), |p| format!("{} {}", p.metric, p.value));
-        let data = head.data.dataset.as_deref().unwrap_or("generated");
+        let sets: Vec<&str> = head.data.sets().map(String::as_str).collect();
+        let data = if sets.is_empty() {
+            "generated".to_owned()
+        } else {
+            sets.join(", ")
+        };
         say!(
             "{:<26} {:<10} {data:<26} {:<6} {published:<24} {}",
             head.name,
@@ -213,10 +220,8 @@ fn one(recipe: &Recipe, arguments: &Arguments) -> Result<Reproduction> {
         .arg("--out")
         .arg(&folder)
         .args(["--json", "--device", &arguments.device]);
-    if let Some(name) = &head.data.dataset {
-        command
-            .arg("--data-dir")
-            .arg(dataset::find(name)?.get(arguments.offline)?);
+    if let Some(folder) = head.data.get(arguments.offline)? {
+        command.arg("--data-dir").arg(folder);
     }
     match size {
         "quick" => drop(command.arg("--quick")),
@@ -359,6 +364,7 @@ fn assemble(
         peak_mb: outcome.peak_mb,
         params: outcome.params,
         comparison: outcome.comparison.clone(),
+        report: outcome.report.clone(),
         notes,
         stem: head.name.clone(),
     };

@@ -1,5 +1,7 @@
 //! Recipes: TOML files that hold everything that decides a result.
 
+mod change;
+
 use std::path::Path;
 
 use densely_core::{Error, Result};
@@ -13,8 +15,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub(crate) use change::{changed, set};
+use change::{merge, replace};
+
 /// Domains whose recipes train.
-const DOMAINS: [&str; 7] = [
+const DOMAINS: [&str; 8] = [
     "tabular",
     "timeseries",
     FORECAST,
@@ -22,9 +27,12 @@ const DOMAINS: [&str; 7] = [
     "vision",
     "restoration",
     "fields",
+    INTERP,
 ];
 /// The domain of own tables of series, whose settings are those of `densely forecast fit`.
 const FORECAST: &str = "forecast";
+/// The domain of studies of language models: nothing is trained but edits.
+const INTERP: &str = "interp";
 /// Keys of `[data]` that are not the domain's: where the rows come from.
 const FILES: [&str; 4] = ["file", "append", "join", "m4"];
 
@@ -54,12 +62,37 @@ pub(crate) struct Recipe {
     /// Horizon, lookback, shares and quantiles of the domain `forecast`.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     forecast: Table,
+    /// Options of `densely interp trace`, of the domain `interp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trace: Option<Table>,
+    /// Options of `densely interp localize`, of the domain `interp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    localize: Option<Table>,
     /// Other models to run beside, in the domain's form.
     #[serde(default, skip_serializing)]
     compare: Option<Table>,
     /// The search for better settings, by `densely tune`.
     #[serde(default)]
     pub(crate) tune: Option<TuneSettings>,
+}
+
+/// Which study a recipe of the domain `interp` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StudySection {
+    /// `[trace]`
+    Trace,
+    /// `[localize]`
+    Localize,
+}
+
+impl StudySection {
+    /// Of its section, and of the command.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Trace => "trace",
+            Self::Localize => "localize",
+        }
+    }
 }
 
 /// The published number that a recipe aims at; read by `cargo xtask reproduce`, checked here.
@@ -219,13 +252,18 @@ impl Recipe {
         }
         if size == Size::Smoke {
             let tune = table.contains_key("tune").then_some("tune.trials=2");
-            let changes = ["train.epochs=1", "train.patience=1", "seeds=[0]"];
             let domain = table.get("domain").and_then(Value::as_str);
+            let trained: &[&str] = match domain {
+                Some(INTERP) => &[],
+                _ => &["train.epochs=1", "train.patience=1"],
+            };
             let few: &[&str] = match domain {
                 Some(FORECAST) => &["forecast.epoch_windows=512"],
                 Some("vision") => &["data.train_limit=512", "data.test_limit=512"],
                 Some("restoration") => &["train.epoch_squares=16", "data.test_limit=2"],
                 Some("fields") => &["train.epoch_steps=2"],
+                Some(INTERP) if table.contains_key("trace") => &["trace.limit=3"],
+                Some(INTERP) => &["localize.limit=3"],
                 _ => &[],
             };
             let pictures = matches!(domain, Some("vision" | "restoration"));
@@ -234,8 +272,8 @@ impl Recipe {
             let warmup = schedule
                 .filter(|_| pictures)
                 .map(|_| "train.schedule.warmup_steps=0");
-            let changes = changes.into_iter().chain(tune).chain(warmup);
-            for change in changes.chain(few.iter().copied()) {
+            let changes = trained.iter().chain(few).copied();
+            for change in changes.chain(["seeds=[0]"]).chain(tune).chain(warmup) {
                 set(&mut table, change)?;
             }
         }
@@ -260,7 +298,44 @@ impl Recipe {
         if recipe.domain != FORECAST && !recipe.forecast.is_empty() {
             return Err(recipe.no_forecast("forecast"));
         }
+        let studies = recipe.trace.is_some() || recipe.localize.is_some();
+        if recipe.domain != INTERP && studies {
+            let reason = format!(
+                "are for recipes of the domain {INTERP}; this one is of {}",
+                recipe.domain
+            );
+            return Err(Error::config("trace and localize", reason));
+        }
         Ok(recipe)
+    }
+
+    /// Which study a recipe of the domain `interp` is, its options, and `[data]`.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it has not one section, or sections that nothing reads; with TOML's own words for an unknown or ill-typed setting
+    /// of `[data]`.
+    pub(crate) fn study<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+    ) -> Result<(StudySection, &Table, T)> {
+        let section = match (&self.trace, &self.localize) {
+            (Some(options), None) => (StudySection::Trace, options),
+            (None, Some(options)) => (StudySection::Localize, options),
+            _ => {
+                let reason = "a recipe of the domain interp must have `[trace]` or `[localize]`, and not both";
+                return Err(Error::corrupt(path, reason));
+            }
+        };
+        if !self.model.is_empty() || !self.train.is_empty() || self.compare.is_some() {
+            let reason = "`[model]`, `[train]` and `[compare]` are not for recipes of the domain interp: nothing is trained, and the model is a path in `[data]`";
+            return Err(Error::corrupt(path, reason));
+        }
+        let mut data = self.data.clone();
+        data.remove("datasets");
+        let data = data.try_into().map_err(|e: toml::de::Error| {
+            Error::corrupt(path, format!("data: {}", sentence(&e)))
+        })?;
+        Ok((section.0, section.1, data))
     }
 
     /// What is wrong with settings that only the domain `forecast` has.
@@ -505,16 +580,29 @@ impl Recipe {
 impl Recipe {
     /// `error` with what to do about it, where a file of the recipe's data set is not there.
     pub(crate) fn explain(&self, error: Error) -> Error {
-        match (error, self.data.get("dataset").and_then(Value::as_str)) {
-            (Error::Io { path, source }, Some(name))
-                if source.kind() == std::io::ErrorKind::NotFound =>
+        let one = self.data.get("dataset").and_then(Value::as_str);
+        let several = self.data.get("datasets").and_then(Value::as_array);
+        // Of several sets, the one whose folder the file would be in.
+        let of = |path: &Path| {
+            let mut names = several.into_iter().flatten().filter_map(Value::as_str);
+            one.or_else(|| names.find(|name| path.iter().any(|part| part == *name)))
+        };
+        match error {
+            Error::Io { path, source }
+                if source.kind() == std::io::ErrorKind::NotFound && of(&path).is_some() =>
             {
+                let name = of(&path).unwrap_or_default();
+                let folder = if several.is_some() {
+                    "the folder that holds its folder"
+                } else {
+                    "its folder"
+                };
                 let reason = format!(
-                    "{source}; it is of the data set `{name}`: `cargo xtask data get {name}` fetches it or says where it is to be had, and --data-dir names its folder"
+                    "{source}; it is of the data set `{name}`: `cargo xtask data get {name}` fetches it or says where it is to be had, and --data-dir names {folder}"
                 );
                 Error::io(path)(std::io::Error::new(source.kind(), reason))
             }
-            (error, _) => error,
+            error => error,
         }
     }
 }
@@ -529,105 +617,9 @@ pub(crate) fn sentence(error: &toml::de::Error) -> String {
     lines.collect::<Vec<_>>().join(": ")
 }
 
-/// Puts the values of `changes` in place of those of `base`; tables are merged, everything else replaced.
-fn merge(base: &mut Table, changes: Table) {
-    for (key, value) in changes {
-        match (base.get_mut(&key), value) {
-            (Some(Value::Table(base)), Value::Table(changes)) => merge(base, changes),
-            (_, value) => {
-                base.insert(key, value);
-            }
-        }
-    }
-}
-
-/// Puts a setting of a recipe in place of a suggested one. Tables are merged, but for those that choose a kind by `name`, which say all of it.
-fn replace(table: &mut Table, key: &str, value: &Value) {
-    match (table.get_mut(key), value) {
-        (Some(Value::Table(base)), Value::Table(own)) if !own.contains_key("name") => {
-            for (key, value) in own {
-                replace(base, key, value);
-            }
-        }
-        _ => {
-            table.insert(key.to_owned(), value.clone());
-        }
-    }
-}
-
-/// `settings` with `changes` of the form `key.key=value`.
-///
-/// # Errors
-/// [`Error::Config`] for a change that is not one, or that does not fit.
-pub(crate) fn changed<T: Serialize + DeserializeOwned>(
-    settings: &T,
-    changes: &[String],
-) -> Result<T> {
-    let mut table =
-        Table::try_from(settings).map_err(|e| Error::config("settings", e.to_string()))?;
-    for change in changes {
-        set(&mut table, change)?;
-    }
-    table
-        .try_into()
-        .map_err(|e: toml::de::Error| Error::config("settings", sentence(&e)))
-}
-
-/// Applies `key.key=value`, where the value is TOML; a word without quotes is a text.
-pub(crate) fn set(table: &mut Table, change: &str) -> Result<()> {
-    let wrong = |reason: String| Error::config("--set", reason);
-    let (key, value) = change
-        .split_once('=')
-        .filter(|(key, _)| key.split('.').all(|part| !part.trim().is_empty()))
-        .ok_or_else(|| wrong(format!("must be key.key=value, got `{change}`")))?;
-    let value = toml::from_str::<Table>(&format!("value = {value}"))
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| Value::String(value.trim().to_owned()));
-    let mut parts: Vec<&str> = key.split('.').map(str::trim).collect();
-    let last = parts.pop().unwrap_or_default();
-    let mut place = table;
-    for part in parts {
-        let next = place
-            .entry(part)
-            .or_insert_with(|| Value::Table(Table::new()));
-        place = match next {
-            Value::Table(next) => next,
-            _ => return Err(wrong(format!("`{part}` in `{key}` is not a table"))),
-        };
-    }
-    place.insert(last.to_owned(), value);
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn changes_reach_their_place_and_nonsense_is_refused() {
-        let mut table: Table =
-            toml::from_str("[train]\nepochs = 3\n[train.optimizer]\nname = \"sgd\"\n")
-                .expect("TOML");
-        set(&mut table, "train.epochs=7").expect("a number");
-        set(&mut table, "train.optimizer.name=adamw").expect("a word");
-        set(&mut table, "seeds=[1, 2]").expect("a list");
-        let expected = "seeds = [1, 2]\n[train]\nepochs = 7\n[train.optimizer]\nname = \"adamw\"\n";
-        assert_eq!(table, toml::from_str::<Table>(expected).expect("TOML"));
-        for wrong in ["train", "=1", "train..x=1", "train.epochs.x=1"] {
-            assert!(set(&mut table, wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn quick_changes_only_what_it_names() {
-        let mut base: Table = toml::from_str("a = 1\n[b]\nc = 2\nd = 3\n").expect("TOML");
-        merge(&mut base, toml::from_str("[b]\nd = 4\n").expect("TOML"));
-        assert_eq!(
-            base,
-            toml::from_str::<Table>("a = 1\n[b]\nc = 2\nd = 4\n").expect("TOML")
-        );
-    }
 
     #[test]
     fn tabred_recipes_build_networks_of_the_published_size() -> Result<()> {

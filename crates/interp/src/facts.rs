@@ -138,21 +138,59 @@ impl CounterFact {
 /// # Errors
 /// [`Error::Data`] with file and line (of lists, record) of what is broken; [`Error::Io`].
 pub fn read_facts(path: &Path) -> Result<Vec<Fact>> {
+    let facts = each_fact(path)?
+        .into_iter()
+        .collect::<Result<Vec<Fact>>>()?;
+    unique_ids(path, &facts)?;
+    Ok(facts)
+}
+
+/// The facts of a file that can be used, and what is wrong with the others.
+#[derive(Debug)]
+pub struct Sifted {
+    /// In the order of the file; ids may occur again.
+    pub facts: Vec<Fact>,
+    /// An error for each that is left out, which names file and line (of lists, record).
+    pub broken: Vec<Error>,
+}
+
+/// Reads facts as [`read_facts`] does, but leaves out those that are broken.
+///
+/// # Errors
+/// [`Error::Data`] when the file itself is no list of facts, or none of them can be used; [`Error::Io`].
+pub fn sift_facts(path: &Path) -> Result<Sifted> {
+    let mut sifted = Sifted {
+        facts: Vec::new(),
+        broken: Vec::new(),
+    };
+    for fact in each_fact(path)? {
+        match fact {
+            Ok(fact) => sifted.facts.push(fact),
+            Err(error) => sifted.broken.push(error),
+        }
+    }
+    match sifted.broken.first() {
+        Some(first) if sifted.facts.is_empty() => {
+            let reason = format!("no fact of it can be used; the first: {first}");
+            Err(Error::data(path, reason))
+        }
+        _ => Ok(sifted),
+    }
+}
+
+/// Each fact of a file, at least one, or why it cannot be used.
+fn each_fact(path: &Path) -> Result<Vec<Result<Fact>>> {
     let text = read_text(path)?;
     let is_csv = path
         .extension()
         .is_some_and(|ending| ending.eq_ignore_ascii_case("csv"));
-    let facts = if is_csv {
-        csv_facts(path, &text)?
-    } else {
-        let mut facts = Vec::new();
-        for record in json_records(path, &text)? {
-            facts.push(json_fact(path, &record)?);
-        }
-        facts
-    };
-    unique_ids(path, &facts)?;
-    Ok(facts)
+    if is_csv {
+        return csv_facts(path, &text);
+    }
+    let facts = json_records(path, &text)?
+        .into_iter()
+        .map(|record| json_fact(path, &record?));
+    Ok(facts.collect())
 }
 
 /// Reads records of CounterFact, as a list or as lines.
@@ -161,11 +199,10 @@ pub fn read_facts(path: &Path) -> Result<Vec<Fact>> {
 /// [`Error::Data`] with file and line (of lists, record) of what is broken; [`Error::Io`].
 pub fn read_counterfact(path: &Path) -> Result<Vec<CounterFact>> {
     let text = read_text(path)?;
-    let records = json_records(path, &text)?;
-    let records: Vec<CounterFact> = records
-        .iter()
-        .map(|record| counterfact(path, record))
-        .collect::<Result<_>>()?;
+    let records = json_records(path, &text)?
+        .into_iter()
+        .map(|record| counterfact(path, &record?))
+        .collect::<Result<Vec<CounterFact>>>()?;
     let facts: Vec<Fact> = records.iter().map(CounterFact::fact).collect();
     unique_ids(path, &facts)?;
     Ok(records)
@@ -229,7 +266,8 @@ fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-fn json_records(path: &Path, text: &str) -> Result<Vec<Record>> {
+/// Each record of a file, at least one; a line that is no JSON is an error in its place.
+fn json_records(path: &Path, text: &str) -> Result<Vec<Result<Record>>> {
     let text = text.trim_start_matches('\u{feff}');
     let records = match text.trim_start().chars().next() {
         Some('[') => {
@@ -240,13 +278,15 @@ fn json_records(path: &Path, text: &str) -> Result<Vec<Record>> {
             values
                 .into_iter()
                 .enumerate()
-                .map(|(index, value)| Record {
-                    value,
-                    place: Place::Number(index + 1),
+                .map(|(index, value)| {
+                    Ok(Record {
+                        value,
+                        place: Place::Number(index + 1),
+                    })
                 })
                 .collect()
         }
-        Some('{') => json_lines(path, text)?,
+        Some('{') => json_lines(path, text),
         Some(_) => {
             let reason = "must begin with `[` (a list of facts) or `{` (a fact per line); CSV files end in .csv";
             return Err(Place::Line(1).error(path, reason));
@@ -263,23 +303,22 @@ fn json_records(path: &Path, text: &str) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-fn json_lines(path: &Path, text: &str) -> Result<Vec<Record>> {
-    let mut records = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let place = Place::Line(index as u64 + 1);
-        let value = serde_json::from_str(line).map_err(|error| {
-            let reason = format!(
-                "is not a JSON record (one per line): {}",
-                json_reason(&error)
-            );
-            place.error(path, reason)
-        })?;
-        records.push(Record { value, place });
-    }
-    Ok(records)
+fn json_lines(path: &Path, text: &str) -> Vec<Result<Record>> {
+    let lines = text.lines().enumerate();
+    lines
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(index, line)| {
+            let place = Place::Line(index as u64 + 1);
+            let value = serde_json::from_str(line).map_err(|error| {
+                let reason = format!(
+                    "is not a JSON record (one per line): {}",
+                    json_reason(&error)
+                );
+                place.error(path, reason)
+            })?;
+            Ok(Record { value, place })
+        })
+        .collect()
 }
 
 /// What serde says, without its own line and column.
@@ -341,6 +380,10 @@ fn counterfact(path: &Path, record: &Record) -> Result<CounterFact> {
     if rewrite.target_new.str.trim().is_empty() {
         return Err(place.error(path, "`requested_rewrite.target_new.str` is empty"));
     }
+    let truth = rewrite.target_true.as_ref().map(|target| &target.str);
+    if truth.is_some_and(|truth| truth.trim().is_empty()) {
+        return Err(place.error(path, "`requested_rewrite.target_true.str` is empty"));
+    }
     let lists = [
         &found.paraphrase_prompts,
         &found.neighborhood_prompts,
@@ -349,7 +392,7 @@ fn counterfact(path: &Path, record: &Record) -> Result<CounterFact> {
     ];
     let own = [&rewrite.subject, &rewrite.prompt, &rewrite.target_new.str];
     let is_long = |text: &String| text.len() > MAX_TEXT;
-    if lists.into_iter().flatten().chain(own).any(is_long) {
+    if own.into_iter().chain(truth).any(is_long) || lists.into_iter().flatten().any(is_long) {
         return Err(place.error(path, too_long()));
     }
     Ok(found)
@@ -426,7 +469,8 @@ fn template_of(prompt: &str, subject: &str) -> std::result::Result<String, Strin
     Ok(prompt.replacen(subject, "{}", 1))
 }
 
-fn csv_facts(path: &Path, text: &str) -> Result<Vec<Fact>> {
+/// Each fact of a table, at least one.
+fn csv_facts(path: &Path, text: &str) -> Result<Vec<Result<Fact>>> {
     let mut reader = csv::ReaderBuilder::new()
         .trim(csv::Trim::Headers)
         .from_reader(text.trim_start_matches('\u{feff}').as_bytes());
@@ -454,8 +498,7 @@ fn csv_facts(path: &Path, text: &str) -> Result<Vec<Fact>> {
     let id = column(&["id", "known_id", "case_id"]);
     let attribute = column(&["attribute", "answer", "object"]);
     let relation = column(&["relation", "relation_id"]);
-    let mut facts = Vec::new();
-    for row in reader.records() {
+    let fact = |row: csv::Result<csv::StringRecord>| -> Result<Fact> {
         let row = row.map_err(|error| Place::Line(line(&error)).error(path, csv_reason(&error)))?;
         let place = Place::Line(row.position().map_or(0, csv::Position::line));
         let cell = |column: Option<usize>| {
@@ -470,7 +513,11 @@ fn csv_facts(path: &Path, text: &str) -> Result<Vec<Fact>> {
             attribute: cell(attribute),
             relation: cell(relation),
         };
-        facts.push(fields.fact(path, place)?);
+        fields.fact(path, place)
+    };
+    let mut facts = Vec::new();
+    for row in reader.records() {
+        facts.push(fact(row));
         if facts.len() > MAX_RECORDS {
             let reason = format!("holds more than {MAX_RECORDS} records");
             return Err(Error::data(path, reason));

@@ -9,6 +9,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use densely_core::{Error, Result};
+use densely_train::svg::{head, shortened};
 
 pub use lines::{Line, lines};
 
@@ -303,43 +304,22 @@ fn shown(token: &str) -> String {
     word.replace('\n', "⏎")
 }
 
+/// Letters of a text at most.
+const LETTERS: usize = 60;
+
 /// Letters that a text takes, long ones cut.
 fn width(words: &str) -> usize {
-    words.chars().count().min(60)
+    words.chars().count().min(LETTERS)
 }
 
-fn head(width: usize, height: usize) -> String {
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" fill=\"#333\"><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>"
-    )
-}
-
+/// Puts a line of text, long ones cut.
 fn text(svg: &mut String, x: usize, y: usize, anchor: &str, size: usize, words: &str) {
-    let _ = write!(
-        svg,
-        "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" font-size=\"{size}\">{}</text>",
-        escaped(words)
-    );
+    densely_train::svg::text(svg, x, y, anchor, size, &shortened(words, LETTERS));
 }
 
-/// Text that cannot break the file, at most as long as [`width`] says.
+/// Text that cannot break the file, long ones cut.
 fn escaped(words: &str) -> String {
-    let mut out = String::with_capacity(words.len());
-    for (place, letter) in words.chars().enumerate() {
-        if place == 59 && words.chars().count() > 60 {
-            out.push('…');
-            break;
-        }
-        match letter {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            // Other control characters are not allowed in XML.
-            letter if letter.is_control() => out.push(' '),
-            letter => out.push(letter),
-        }
-    }
-    out
+    densely_train::svg::escaped(&shortened(words, LETTERS))
 }
 
 #[cfg(test)]
@@ -382,6 +362,12 @@ mod tests {
         }
         assert!(!svg.contains('\u{7}'));
         assert_eq!(svg.matches("<title>").count(), 6);
+        let long = Heatmap {
+            title: "<".repeat(61),
+            ..map.clone()
+        };
+        let cut = format!(">{}…</text>", "&lt;".repeat(59));
+        assert!(long.svg()?.contains(&cut), "letters are cut, not bytes");
         assert!(Heatmap::of_trace(&trace, Restore::Block, "gpt2").is_err());
         let torn = Heatmap {
             values: vec![vec![0.1], vec![]],

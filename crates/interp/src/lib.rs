@@ -4,6 +4,7 @@ pub mod average;
 pub mod edit;
 pub mod facts;
 pub mod heatmap;
+mod journal;
 pub mod localize;
 pub mod noise;
 pub mod recall;

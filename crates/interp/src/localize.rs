@@ -10,7 +10,9 @@
 //! to the draws of noise on the prompt alone; essence is not measured; facts that the model does not answer token by token are left out, where the reference
 //! looks for the answer in a longer generation.
 
+mod cases;
 mod job;
+mod relations;
 mod report;
 mod table;
 
@@ -21,16 +23,19 @@ use std::str::FromStr;
 
 use densely_core::{Error, Result, check};
 use densely_lm::{Architecture, Lm, LmConfig, Tokenizer};
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::average::Averages;
 use crate::edit::memit::MomentsOf;
 use crate::edit::{Defaults, KeyMode};
 use crate::facts::{CounterFact, Fact};
 use crate::noise::Noise;
 use crate::sweep::Row;
 use crate::trace::{Restore, Score, Trace, TraceOptions};
+
+use relations::Relations;
 
 pub use job::localize;
 pub use report::{LayerFound, Pair, Summary, summarise, write_report};
@@ -292,7 +297,7 @@ pub fn layers_of(config: &LmConfig) -> Vec<usize> {
 }
 
 /// Another prompt whose answer should stay.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Neighbour {
     /// The prompt.
     pub prompt: String,
@@ -339,46 +344,26 @@ impl Case {
     /// relation and template, with the same attribute where there is one; both are drawn by the seed and the fact's place. What has no such fact is `None`. Facts
     /// without an attribute are left out.
     pub fn of_facts(facts: &[Fact], seed: u64) -> Vec<Self> {
+        let relations = Relations::new(facts);
         let mut cases = Vec::new();
         for (place, fact) in facts.iter().enumerate() {
-            let Some(attribute) = &fact.attribute else {
+            if fact.attribute.is_none() {
                 continue;
-            };
+            }
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(place as u64);
-            let related: Vec<&Fact> = facts
-                .iter()
-                .filter(|other| other.relation.is_some() && other.relation == fact.relation)
-                .collect();
-            let mut others: Vec<&str> = related
-                .iter()
-                .filter_map(|other| other.attribute.as_deref())
-                .filter(|other| *other != attribute.as_str())
-                .collect();
-            // Each answer once, so that frequent ones are not drawn more often.
-            others.sort_unstable();
-            others.dedup();
-            let mut neighbours: Vec<Neighbour> = related
-                .iter()
-                .filter(|other| other.template == fact.template && other.subject != fact.subject)
-                .filter_map(|other| {
+            let new = relations.attribute(fact, &mut rng);
+            let neighbour = relations.neighbour(fact, &mut rng);
+            cases.push(Self {
+                fact: fact.clone(),
+                new: new.map(str::to_owned),
+                paraphrase: None,
+                neighbour: neighbour.and_then(|other| {
                     Some(Neighbour {
                         prompt: other.prompt.clone(),
                         answer: other.attribute.clone()?,
                     })
-                })
-                .collect();
-            // As CounterFact's, which share the answer, where there are such.
-            if neighbours.iter().any(|one| one.answer == *attribute) {
-                neighbours.retain(|one| one.answer == *attribute);
-            }
-            let new = drawn(&mut rng, &others).map(|new| (*new).to_owned());
-            let neighbour = drawn(&mut rng, &neighbours).cloned();
-            cases.push(Self {
-                fact: fact.clone(),
-                new,
-                paraphrase: None,
-                neighbour,
+                }),
             });
         }
         cases
@@ -392,13 +377,6 @@ impl Case {
         }
         fact.prompt.replacen(&fact.subject, "{}", 1)
     }
-}
-
-fn drawn<'a, T>(rng: &mut ChaCha8Rng, all: &'a [T]) -> Option<&'a T> {
-    if all.is_empty() {
-        return None;
-    }
-    all.get(rng.random_range(0..all.len()))
 }
 
 /// How much of what noise takes away is restored at each layer: the largest over the tokens from the subject on of
@@ -460,7 +438,7 @@ pub struct Study<'a> {
     pub noise: &'a Noise,
     /// Gives the second moments of a layer.
     pub moments: &'a mut MomentsOf<'a>,
-    /// Folder of `settings.json`, `traces.jsonl` and `edits.csv`.
+    /// Folder of `settings.json`, `traces.jsonl`, `cases.jsonl` and `edits.csv`.
     pub folder: &'a Path,
 }
 
@@ -478,6 +456,8 @@ impl fmt::Debug for Study<'_> {
 pub struct Outcome {
     /// Points of the cases and settings that were asked for, in the order of the file.
     pub points: Vec<Point>,
+    /// Average indirect effects of the facts that were traced; `None` where none was.
+    pub averages: Option<Averages>,
     /// Facts that were edited.
     pub edited: usize,
     /// Facts that were left out, and why.

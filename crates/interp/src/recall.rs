@@ -240,7 +240,11 @@ fn last_positions(model: &Lm, prompts: &[Vec<i64>], names: &[String]) -> Result<
 
 /// Probability of one token in each row of residuals `[rows, d]` behind the last block.
 fn probabilities(model: &Lm, residual: &Tensor, tokens: &[i64]) -> Result<Vec<f64>> {
-    let logits = tch::no_grad(|| model.unembed(residual))?;
+    odds(&tch::no_grad(|| model.unembed(residual))?, tokens)
+}
+
+/// Probability of one token in each row of logits `[rows, vocab]`.
+fn odds(logits: &Tensor, tokens: &[i64]) -> Result<Vec<f64>> {
     let kind = match logits.kind() {
         Kind::Double => Kind::Double,
         _ => Kind::Float,

@@ -1,12 +1,10 @@
 //! Traces of many facts, into a file that a later process can go on with.
 //!
-//! The file is JSON lines: the settings first, then a row per fact. A row is appended in one write and flushed to the disk, so that
-//! a kill at any instant leaves whole rows and at most one torn one at the end, which is cut off when the sweep goes on. It goes
-//! on only with the settings that it began with, and takes facts that are there as done.
+//! The file is JSON lines: the settings first, then a row per fact. A kill at any instant leaves whole rows and at most one torn one at the end,
+//! which is cut off when the sweep goes on. It goes on only with the settings that it began with, and takes facts that are there as done.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::fmt::Write;
 use std::path::Path;
 
 use densely_core::{Error, Result};
@@ -16,13 +14,12 @@ use serde_json::{Value, json};
 use tch::Kind;
 
 use crate::facts::Fact;
+use crate::journal::Journal;
 use crate::noise::Noise;
-use crate::trace::{Prompt, Trace, TraceOptions, predicts, trace};
+use crate::trace::{Prompt, Score, Trace, TraceOptions, predicts, trace};
 
 /// Layout of the file.
 const FORMAT: u64 = 1;
-/// Longest line that is read back, bytes: far above a row of a long prompt and a deep model.
-const MAX_LINE: u64 = 256 << 20;
 
 /// What came of one fact.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,7 +89,7 @@ pub fn sweep(
 ) -> Result<Vec<Row>> {
     options.validate()?;
     let settings = fingerprint(model, noise, options)?;
-    let (mut file, known) = open(path, &settings, resume)?;
+    let (mut journal, known) = Journal::open_json::<Row>(path, &settings, resume)?;
     let mut known: BTreeMap<String, Row> =
         known.into_iter().map(|row| (row.id.clone(), row)).collect();
     let mut rows = Vec::with_capacity(facts.len());
@@ -117,7 +114,7 @@ pub fn sweep(
             return Err(Error::Interrupted { folder });
         }
         let row = one(model, tokenizer, fact, noise, options)?;
-        append(&mut file, path, &row)?;
+        journal.append_json(&row)?;
         rows.push(row);
         if let Some(row) = rows.last() {
             watch(row, rows.len(), facts.len());
@@ -154,7 +151,17 @@ fn one(
     if let Some(expected) = &fact.attribute
         && let Err(got) = predicts(model, tokenizer, &prompt, expected, options.score)?
     {
-        let reason = format!("the model gives {got:?} instead of {expected:?}");
+        let mut reason = format!("the model gives {got:?} instead of {expected:?}");
+        if options.score == Score::First {
+            let whole = Prompt::of_fact(tokenizer, fact, Score::Product);
+            let count = whole.map_or(1, |prompt| prompt.answer.len());
+            if count > 1 {
+                let _ = write!(
+                    reason,
+                    ", which has {count} tokens where one is compared; the score `product` follows all of them"
+                );
+            }
+        }
         return Ok(row(Some(reason), None));
     }
     let mut found = trace(model, &prompt, noise, options)?;
@@ -168,192 +175,4 @@ fn one(
     }
     found.name(tokenizer);
     Ok(row(None, Some(found)))
-}
-
-fn append(file: &mut File, path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut line = serde_json::to_vec(value)
-        .map_err(|error| Error::data(path, format!("a row cannot be written: {error}")))?;
-    line.push(b'\n');
-    file.write_all(&line).map_err(Error::io(path))?;
-    file.sync_data().map_err(Error::io(path))
-}
-
-/// Keeps other processes from writing into the file for as long as it is open.
-///
-/// # Errors
-/// [`Error::Config`] when one does.
-pub(crate) fn lock(file: &File, path: &Path) -> Result<()> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            let reason = format!("{} is in use by another process", path.display());
-            Err(Error::config("--out", reason))
-        }
-        // Some network file systems have no locks.
-        Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
-            Ok(())
-        }
-        Err(TryLockError::Error(error)) => Err(Error::io(path)(error)),
-    }
-}
-
-/// Opens the file for appending, with the whole rows that it holds.
-fn open(path: &Path, settings: &Value, resume: bool) -> Result<(File, Vec<Row>)> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(Error::io(path))?;
-    lock(&file, path)?;
-    let length = file.metadata().map_err(Error::io(path))?.len();
-    if length > 0 && !resume {
-        let reason = format!(
-            "is needed to go on with {}, or another folder to begin anew",
-            path.display()
-        );
-        return Err(Error::config("--resume", reason));
-    }
-    let (rows, whole) = read_lines(path, &mut file, settings)?;
-    if whole < length {
-        tracing::warn!(
-            "{}: its last line is torn, by a kill or a full disk; it is cut off and made again",
-            path.display()
-        );
-        file.set_len(whole).map_err(Error::io(path))?;
-    }
-    file.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
-    if whole == 0 {
-        append(&mut file, path, settings)?;
-        densely_core::fs::sync_folder(path)?;
-    }
-    Ok((file, rows))
-}
-
-/// Rows of the file, and the length of what is whole.
-fn read_lines(path: &Path, file: &mut File, settings: &Value) -> Result<(Vec<Row>, u64)> {
-    let mut reader = BufReader::new(file);
-    let (mut rows, mut whole) = (Vec::new(), 0u64);
-    let mut line = Vec::new();
-    for number in 1u64.. {
-        line.clear();
-        let read = std::io::Read::take(&mut reader, MAX_LINE)
-            .read_until(b'\n', &mut line)
-            .map_err(Error::io(path))?;
-        if line.last() != Some(&b'\n') {
-            if read as u64 == MAX_LINE {
-                let reason = format!("line {number} is longer than any row");
-                return Err(Error::corrupt(path, reason));
-            }
-            break;
-        }
-        let broken = |error: serde_json::Error| {
-            Error::corrupt(path, format!("line {number} is no row of a sweep: {error}"))
-        };
-        if number == 1 {
-            let begun: Value = serde_json::from_slice(&line).map_err(broken)?;
-            same_settings(path, &begun, settings)?;
-        } else {
-            rows.push(serde_json::from_slice(&line).map_err(broken)?);
-        }
-        whole += read as u64;
-    }
-    Ok((rows, whole))
-}
-
-/// Fails, naming the first setting that differs.
-fn same_settings(path: &Path, begun: &Value, now: &Value) -> Result<()> {
-    fn difference(place: &str, a: &Value, b: &Value) -> Option<String> {
-        match (a, b) {
-            (Value::Object(a), Value::Object(b)) => {
-                let mut names: Vec<&String> = a.keys().chain(b.keys()).collect();
-                names.sort_unstable();
-                names.dedup();
-                names.into_iter().find_map(|name| {
-                    let inner = if place.is_empty() {
-                        name.clone()
-                    } else {
-                        format!("{place}.{name}")
-                    };
-                    let of = |map: &serde_json::Map<String, Value>| {
-                        map.get(name).cloned().unwrap_or(Value::Null)
-                    };
-                    difference(&inner, &of(a), &of(b))
-                })
-            }
-            (a, b) if a == b => None,
-            (a, b) => Some(format!("{place} was {a}, now it is {b}")),
-        }
-    }
-    match difference("", begun, now) {
-        None => Ok(()),
-        Some(reason) => {
-            let reason = format!(
-                "cannot go on with {}: {reason}; take the old setting, or another folder",
-                path.display()
-            );
-            Err(Error::config("--resume", reason))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(id: &str) -> Row {
-        Row {
-            id: id.to_owned(),
-            prompt: "The capital of France is".to_owned(),
-            subject: "France".to_owned(),
-            attribute: Some("Paris".to_owned()),
-            skipped: Some("not known".to_owned()),
-            trace: None,
-        }
-    }
-
-    #[test]
-    fn a_torn_line_is_cut_off_and_the_rest_kept() -> Result<()> {
-        let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
-        let path = folder.path().join("traces.jsonl");
-        let settings = json!({ "format": 1, "trace": { "seed": 1 } });
-        let (mut file, rows) = open(&path, &settings, false)?;
-        assert!(rows.is_empty());
-        append(&mut file, &path, &row("1"))?;
-        append(&mut file, &path, &row("2"))?;
-        let error = open(&path, &settings, true).expect_err("it is open");
-        assert!(error.to_string().contains("in use"), "{error}");
-        drop(file);
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        let last = bytes.len() - 1;
-        for cut in [last, last - 20] {
-            std::fs::write(&path, &bytes[..cut]).map_err(Error::io(&path))?;
-            let (mut file, rows) = open(&path, &settings, true)?;
-            assert_eq!(rows, [row("1")]);
-            append(&mut file, &path, &row("2"))?;
-            drop(file);
-            assert_eq!(std::fs::read(&path).map_err(Error::io(&path))?, bytes);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn other_settings_and_other_files_are_refused() -> Result<()> {
-        let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
-        let path = folder.path().join("traces.jsonl");
-        let settings = |seed: u32| json!({ "format": 1, "trace": { "seed": seed } });
-        drop(open(&path, &settings(1), false)?);
-        let error = open(&path, &settings(1), false).expect_err("it is there");
-        assert!(error.to_string().contains("--resume"), "{error}");
-        let error = open(&path, &settings(2), true).expect_err("another seed");
-        assert!(
-            error.to_string().contains("trace.seed was 1, now it is 2"),
-            "{error}"
-        );
-        std::fs::write(&path, "id,prompt\n1,x\n").map_err(Error::io(&path))?;
-        let error = open(&path, &settings(1), true).expect_err("no sweep");
-        assert!(error.to_string().contains("line 1"), "{error}");
-        Ok(())
-    }
 }

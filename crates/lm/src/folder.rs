@@ -1,6 +1,7 @@
 //! Models in the folders of Hugging Face: `config.json`, weights as safetensors in one file or in shards, a tokeniser.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use densely_core::weights::{self, Mapped};
@@ -10,28 +11,48 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{Architecture, LmConfig};
+use crate::gguf;
 use crate::model::Lm;
 use crate::open::{self, Opened};
 use crate::tokenizer::Tokenizer;
 
-/// Bytes of a text file at most. The largest tokenisers have 30 million.
-const MAX_TEXT: u64 = 256 << 20;
+/// MiB of a file of settings at most: far above any, and the JSON of this takes memory that every machine has.
+const MAX_SETTINGS: u64 = 16;
+/// MiB of a file of tokens or merges at most. The largest have 30 million bytes.
+const MAX_TOKENS: u64 = 256;
 
-/// The text of a file that is not larger than any of its kind.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let length = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    if length > MAX_TEXT {
-        let reason = format!("{length} bytes are more than the {MAX_TEXT} of any such file");
+/// The text of a file of up to `most` MiB, which is more than `kind` has.
+fn read(path: &Path, most: u64, kind: &str) -> Result<String> {
+    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let length = file.metadata().map_err(Error::io(path))?.len();
+    if length > most << 20 {
+        let reason = format!("{length} bytes are more than the {most} MiB that {kind} may have");
         return Err(Error::corrupt(path, reason));
     }
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let mut bytes = Vec::new();
+    // What is no plain file may give more than it says.
+    let mut file = file.take(most << 20);
+    file.read_to_end(&mut bytes).map_err(Error::io(path))?;
     String::from_utf8(bytes).map_err(|_| Error::corrupt(path, "it is not UTF-8"))
 }
 
-/// The JSON in a file.
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    serde_json::from_str(&read_text(path)?)
-        .map_err(|e| Error::corrupt(path, format!("it is no JSON: {e}")))
+fn parse(path: &Path, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|e| Error::corrupt(path, format!("it is no JSON: {e}")))
+}
+
+/// The JSON in a file of settings, such as `config.json` or the index of shards.
+pub(crate) fn read_settings(path: &Path) -> Result<Value> {
+    parse(path, &read(path, MAX_SETTINGS, "a file of settings")?)
+}
+
+/// The text in a file of a tokeniser's merges.
+pub(crate) fn read_merges(path: &Path) -> Result<String> {
+    read(path, MAX_TOKENS, "a tokeniser")
+}
+
+/// The JSON in a file of a tokeniser's tokens: `tokenizer.json`, `vocab.json`.
+pub(crate) fn read_tokens(path: &Path) -> Result<Value> {
+    parse(path, &read(path, MAX_TOKENS, "a tokeniser")?)
 }
 
 /// The weight files of a folder, none of them read yet but for their headers.
@@ -82,7 +103,7 @@ impl Shards {
     }
 
     fn indexed(folder: &Path, index: &Path) -> Result<Self> {
-        let json = read_json(index)?;
+        let json = read_settings(index)?;
         let map = json["weight_map"]
             .as_object()
             .ok_or_else(|| Error::corrupt(index, "it has no `weight_map`"))?;
@@ -159,6 +180,12 @@ fn only_gguf(folder: &Path) -> Result<Option<PathBuf>> {
         }
     }
     if found.len() > 1 {
+        found.sort();
+        let parts = found.iter().map(|path| gguf::parts_by_name(path));
+        let parts: Option<Vec<i64>> = parts.collect();
+        if let (Some(first), Some(&[parts, ..])) = (found.first(), parts.as_deref()) {
+            return Err(gguf::split(first, parts));
+        }
         let reason = format!("holds {} GGUF files; name one of them", found.len());
         return Err(Error::corrupt(folder, reason));
     }
@@ -178,16 +205,19 @@ pub(crate) fn open(folder: &Path, device: Device, kind: Kind) -> Result<Opened> 
         };
         return Err(Error::corrupt(folder, reason));
     }
-    let mut config = LmConfig::from_hugging(&read_json(&path)?)?;
+    let mut config = LmConfig::from_hugging(&read_settings(&path)?)?;
     let generation = folder.join("generation_config.json");
     if generation.is_file() {
-        add_ends(&mut config, &read_json(&generation)?);
+        add_ends(&mut config, &read_settings(&generation)?);
     }
     let shards = Shards::open(folder)?;
     let mut tokenizer = tokenizer(folder, &config)?;
     tokenizer.set_ends(config.bos, config.eos.first().copied());
     let sizes = shards.sizes();
-    open::check_plausible(folder, &config, &sizes)?;
+    // The headers were checked: each of these values has bytes of its own.
+    let numel = |size: &Vec<i64>| size.iter().map(|n| *n as u64).product::<u64>();
+    let held = sizes.values().map(numel).fold(0, u64::saturating_add);
+    open::check_plausible(folder, &config, held)?;
     let vs = VarStore::new(device);
     let model = Lm::undrawn(config, &vs.root(), kind)?;
     let mut read = |key: &str| shards.tensor(folder, key);

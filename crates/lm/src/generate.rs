@@ -11,10 +11,10 @@ use crate::hooks::Run;
 use crate::kv::KvCache;
 use crate::model::Lm;
 
-/// How the next token is chosen.
+/// How the next token is chosen. Of tokens with equal logits the one with the lower number counts as likelier, everywhere.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it before the draw; 0 takes the likeliest token, of equal ones the first.
+    /// Logits are divided by it before the draw; 0 takes the likeliest token.
     pub temperature: f64,
     /// Only so many of the likeliest tokens are drawn from.
     pub top_k: Option<i64>,
@@ -70,47 +70,116 @@ impl Sampling {
             let reason = format!("the model's logit of token {id} is {}", logits[id]);
             return Err(Error::data("", reason));
         }
-        let likelier = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-        let mut ids: Vec<usize> = (0..logits.len()).collect();
+        let keys = logits.iter().zip(0..).map(|(logit, id)| key(*logit, id));
         if self.temperature == 0.0 {
-            let best = ids.into_iter().min_by(likelier);
-            return Ok(best.unwrap_or_default() as i64);
+            return Ok(keys.min().map_or(0, id_of));
         }
-        if let Some(k) = self.top_k
-            && (k as usize) < ids.len()
-        {
-            ids.select_nth_unstable_by(k as usize - 1, likelier);
-            ids.truncate(k as usize);
+        let mut ranking = Ranking::new(keys.collect());
+        let mut kept = logits.len();
+        if let Some(k) = self.top_k {
+            kept = kept.min(k as usize);
         }
-        // In one order, so that the same draw gives the same token whatever came before.
-        ids.sort_unstable_by(likelier);
-        let highest = ids.first().map_or(0.0, |id| f64::from(logits[*id]));
-        let mut weights: Vec<f64> = ids
-            .iter()
-            .map(|id| ((f64::from(logits[*id]) - highest) / self.temperature).exp())
-            .collect();
-        let mut total: f64 = weights.iter().sum();
+        let Some(likeliest) = ranking.id(0) else {
+            return Ok(0);
+        };
+        let highest = f64::from(logits[likeliest as usize]);
+        // Relative to the likeliest token's.
+        let weight = |logit: f32| ((f64::from(logit) - highest) / self.temperature).exp();
+        let weight_of = |id: i64| weight(logits[id as usize]);
+        let mut total: f64 = if kept < logits.len() {
+            ranking.first(kept).map(weight_of).sum()
+        } else {
+            logits.iter().copied().map(weight).sum()
+        };
         if let Some(p) = self.top_p
             && p < 1.0
         {
             let mut sum = 0.0;
-            let enough = weights.iter().position(|weight| {
-                sum += weight;
+            let enough = (0..kept).find(|place| {
+                sum += ranking.id(*place).map_or(0.0, weight_of);
                 sum >= p * total
             });
             if let Some(last) = enough {
-                weights.truncate(last + 1);
-                total = weights.iter().sum();
+                kept = last + 1;
+                total = sum;
             }
         }
+        // From the likeliest on, so that the same draw gives the same token whatever came before.
         let mut left = uniform() * total;
-        let drawn = weights.iter().position(|weight| {
+        let mut drawn = likeliest;
+        for id in (0..kept).map_while(|place| ranking.id(place)) {
+            let weight = weight_of(id);
+            // Rounding may leave the share of the last one empty; one that was ruled out has none.
+            if weight > 0.0 {
+                drawn = id;
+            }
             left -= weight;
-            left < 0.0
-        });
-        // Rounding may leave the last one's share empty.
-        let drawn = drawn.unwrap_or(weights.len().saturating_sub(1));
-        Ok(ids.get(drawn).copied().unwrap_or_default() as i64)
+            if left < 0.0 || weight == 0.0 {
+                break;
+            }
+        }
+        Ok(drawn)
+    }
+}
+
+/// A number that is the lower the likelier a token is: all logits in their order, the highest first, and the token's number where they are
+/// equal. Zero counts as higher than minus zero.
+fn key(logit: f32, id: u32) -> u64 {
+    let bits = logit.to_bits();
+    // The bits of negative numbers rise as the numbers fall; those of positive ones are turned round below them.
+    let falling = if bits >> 31 == 1 {
+        bits
+    } else {
+        bits ^ 0x7fff_ffff
+    };
+    (u64::from(falling) << 32) | u64::from(id)
+}
+
+/// The token of a [`key`].
+fn id_of(key: u64) -> i64 {
+    i64::from(key as u32)
+}
+
+/// Tokens with the likeliest first, put in order only as far as somebody looks: a draw mostly ends among the first few of many thousands.
+struct Ranking {
+    /// The first `sorted` are the lowest, in rising order.
+    keys: Vec<u64>,
+    sorted: usize,
+}
+
+impl Ranking {
+    fn new(keys: Vec<u64>) -> Self {
+        Self { keys, sorted: 0 }
+    }
+
+    /// The first `count` tokens.
+    fn first(&mut self, count: usize) -> impl Iterator<Item = i64> {
+        self.sort(count);
+        self.keys.iter().take(count).copied().map(id_of)
+    }
+
+    /// The token in this place.
+    fn id(&mut self, place: usize) -> Option<i64> {
+        if place >= self.sorted {
+            // Many times more than before, as each step looks at all that is left.
+            self.sort((place + 1).max(8 * self.sorted).max(64));
+        }
+        self.keys.get(place).copied().map(id_of)
+    }
+
+    /// Puts the first `count` in order.
+    fn sort(&mut self, count: usize) {
+        let count = count.min(self.keys.len());
+        if count <= self.sorted {
+            return;
+        }
+        let rest = &mut self.keys[self.sorted..];
+        let more = count - self.sorted;
+        if more < rest.len() {
+            rest.select_nth_unstable(more - 1);
+        }
+        rest[..more].sort_unstable();
+        self.sorted = count;
     }
 }
 
@@ -295,6 +364,103 @@ mod tests {
                 ..base
             };
             assert_eq!(chosen(&part, 0.999_999)?, id, "{p}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn of_equal_logits_the_lower_numbers_are_kept() -> Result<()> {
+        let base = Sampling {
+            temperature: 1.0,
+            ..Sampling::greedy()
+        };
+        let ties = [1.0, 3.0, 2.0, 3.0, 3.0];
+        let two = Sampling {
+            top_k: Some(2),
+            ..base
+        };
+        let most = Sampling {
+            top_p: Some(0.5),
+            ..base
+        };
+        for sampling in [two, most] {
+            assert_eq!(sampling.choose(&ties, || 0.0)?, 1, "{sampling:?}");
+            assert_eq!(sampling.choose(&ties, || 0.999_999)?, 3, "{sampling:?}");
+        }
+        // Below zero too, and at the two zeros.
+        let low = [-2.0, -1.0, -1.0, f32::NEG_INFINITY];
+        assert_eq!(Sampling::greedy().choose(&low, || 0.0)?, 1);
+        assert_eq!(Sampling::greedy().choose(&[-0.0, 0.0], || 0.0)?, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn tokens_that_were_ruled_out_are_not_drawn() -> Result<()> {
+        let sampling = Sampling {
+            temperature: 1.0,
+            ..Sampling::greedy()
+        };
+        let logits = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
+        assert_eq!(sampling.choose(&logits, || 1.0)?, 1);
+        Ok(())
+    }
+
+    /// The draw with all tokens in order.
+    fn plainly(sampling: &Sampling, logits: &[f32], uniform: f64) -> i64 {
+        let mut ids: Vec<usize> = (0..logits.len()).collect();
+        ids.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+        if sampling.temperature == 0.0 {
+            return ids[0] as i64;
+        }
+        if let Some(k) = sampling.top_k {
+            ids.truncate(k as usize);
+        }
+        let highest = f64::from(logits[ids[0]]);
+        let weight = |id: &usize| (f64::from(logits[*id]) - highest) / sampling.temperature;
+        let mut weights: Vec<f64> = ids.iter().map(|id| weight(id).exp()).collect();
+        if let Some(p) = sampling.top_p {
+            let total: f64 = weights.iter().sum();
+            let mut sum = 0.0;
+            let enough = weights.iter().position(|weight| {
+                sum += weight;
+                sum >= p * total
+            });
+            weights.truncate(enough.map_or(ids.len(), |last| last + 1));
+        }
+        let mut left = uniform * weights.iter().sum::<f64>();
+        let drawn = weights.iter().position(|weight| {
+            left -= weight;
+            left < 0.0
+        });
+        ids[drawn.unwrap_or(weights.len() - 1)] as i64
+    }
+
+    #[test]
+    fn an_order_as_far_as_it_is_looked_at_draws_as_a_whole_one() -> Result<()> {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        for round in 0..512 {
+            let length: usize = rng.random_range(1..3000);
+            // Few levels, so that many are equal; some are ruled out.
+            let mut logits: Vec<f32> = (0..length)
+                .map(|_| match rng.random_range(0..20u8) {
+                    0 => f32::NEG_INFINITY,
+                    1 => -0.0,
+                    level => (f32::from(level) - 8.0) / 4.0,
+                })
+                .collect();
+            logits[0] = 1.0;
+            let sampling = Sampling {
+                temperature: [0.0, 0.5, 1.0, 3.0][round % 4],
+                top_k: [None, Some(1), Some(70), Some(1000)][round / 4 % 4],
+                top_p: [None, Some(0.05), Some(0.9), Some(0.999)][round / 16 % 4],
+                seed: 0,
+            };
+            let uniform = rng.random::<f64>();
+            assert_eq!(
+                sampling.choose(&logits, || uniform)?,
+                plainly(&sampling, &logits, uniform),
+                "{sampling:?} of {length}"
+            );
         }
         Ok(())
     }

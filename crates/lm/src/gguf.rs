@@ -171,14 +171,7 @@ impl Gguf {
             .tensors
             .get(name)
             .ok_or_else(|| Error::corrupt(&self.path, format!("it holds no tensor `{name}`")))?;
-        let layout = Layout::of(info.type_id).ok_or_else(|| Error::Unsupported {
-            what: format!("type {} of the tensor `{name}`", info.type_name()),
-            hint: format!(
-                "convert {} to one of {}",
-                self.path.display(),
-                quants::readable()
-            ),
-        })?;
+        let layout = self.layout(name, info)?;
         let bytes = self.map.get(info.bytes.clone());
         let bytes = bytes
             .ok_or_else(|| Error::corrupt(&self.path, "it is shorter than its header says"))?;
@@ -187,6 +180,50 @@ impl Gguf {
         }
         let values = layout.dequantize(bytes);
         Ok(Tensor::f_from_slice(&values)?.f_reshape(&info.size)?)
+    }
+
+    fn layout(&self, name: &str, info: &TensorInfo) -> Result<&'static Layout> {
+        Layout::of(info.type_id).ok_or_else(|| Error::Unsupported {
+            what: format!("type {} of the tensor `{name}`", info.type_name()),
+            hint: format!(
+                "convert {} to one of {}",
+                self.path.display(),
+                quants::readable()
+            ),
+        })
+    }
+
+    /// Fails where the tensor `name` is there and its type is not read.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the type.
+    pub(crate) fn check_type(&self, name: &str) -> Result<()> {
+        match self.tensors.get(name) {
+            Some(info) => self.layout(name, info).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails for one of the files of a model that was split, since the others' tensors are not here.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the way to merge them; [`Error::Corrupt`] when their number is none.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        // A merged file may still have the name of a part, so the metadata come first.
+        let parts = match self.integer("split.count")? {
+            Some(parts) => Some(parts).filter(|parts| *parts > 1),
+            None => parts_by_name(&self.path),
+        };
+        match parts {
+            Some(parts) => Err(split(&self.path, parts)),
+            None => Ok(()),
+        }
+    }
+
+    /// Values that have bytes in the file: of tensors whose type is not read only the header speaks.
+    pub(crate) fn held(&self) -> u64 {
+        let read = self.tensors.values().filter(|info| !info.bytes.is_empty());
+        read.map(TensorInfo::numel).fold(0, u64::saturating_add)
     }
 
     /// Type of a tensor, as libtorch's kind of what [`tensor`](Self::tensor) gives.
@@ -321,6 +358,28 @@ impl Gguf {
     }
 }
 
+/// Of how many files together a model is, where the name says that there are several: `model-00001-of-00003.gguf`.
+pub(crate) fn parts_by_name(path: &Path) -> Option<i64> {
+    let (before, count) = path.file_stem()?.to_str()?.rsplit_once("-of-")?;
+    let (_, number) = before.rsplit_once('-')?;
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(number) || !is_number(count) {
+        return None;
+    }
+    count.parse::<i64>().ok().filter(|count| *count > 1)
+}
+
+/// What to say of a model that was split into several files, of which `path` is one.
+pub(crate) fn split(path: &Path, parts: i64) -> Error {
+    Error::Unsupported {
+        what: format!(
+            "a GGUF model split into {parts} files, of which {} is one,",
+            path.display()
+        ),
+        hint: "merge them into one file: llama-gguf-split --merge FIRST_OF_THEM WHOLE".to_owned(),
+    }
+}
+
 /// Checks the first eight bytes.
 fn version(path: &Path, bytes: &[u8]) -> Result<u32> {
     if !bytes.starts_with(b"GGUF") {
@@ -389,7 +448,24 @@ fn header(bytes: &[u8]) -> std::result::Result<Header, String> {
             return Err(format!("it holds the tensor `{name}` twice"));
         }
     }
+    check_apart(&tensors)?;
     Ok((metadata, tensors))
+}
+
+/// Fails where two tensors share bytes: many that do would make a small file look like a large model.
+fn check_apart(tensors: &BTreeMap<String, TensorInfo>) -> std::result::Result<(), String> {
+    let mut spans: Vec<(&Range<usize>, &str)> = tensors
+        .iter()
+        .map(|(name, info)| (&info.bytes, name.as_str()))
+        .filter(|(bytes, _)| !bytes.is_empty())
+        .collect();
+    spans.sort_unstable_by_key(|(bytes, name)| (bytes.start, *name));
+    for ((before, one), (after, other)) in spans.iter().zip(spans.iter().skip(1)) {
+        if after.start < before.end {
+            return Err(format!("its tensors `{one}` and `{other}` share bytes"));
+        }
+    }
+    Ok(())
 }
 
 fn alignment(metadata: &BTreeMap<String, Value>) -> std::result::Result<u64, String> {

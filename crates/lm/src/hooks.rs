@@ -141,7 +141,7 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Takes up after what `kv` holds, and leaves the keys and values of the new tokens there.
+    /// Takes up after what `kv` holds, and leaves the keys and values of the new tokens there. A pass that fails leaves it as it was.
     #[must_use]
     pub fn kv(mut self, kv: &'a mut KvCache) -> Self {
         self.kv = Some(kv);

@@ -27,8 +27,8 @@ pub struct KvCache {
     mask: Option<Tensor>,
 }
 
-/// Columns of room that a layer gets at least when it grows.
-const ROOM: i64 = 64;
+/// Room comes in multiples of so many columns.
+const STEP: i64 = 16;
 
 impl KvCache {
     /// An empty cache of a model of `n_layers` layers.
@@ -71,23 +71,30 @@ impl KvCache {
             return Err(Error::config("len", reason));
         }
         for layer in &mut self.layers {
-            if len == 0 {
-                *layer = None;
-            }
-            if let Some(layer) = layer
-                && layer.len() > len
-            {
-                layer.keys = layer.keys.f_narrow(2, 0, len)?;
-                layer.values = layer.values.f_narrow(2, 0, len)?;
-                // Others may look at what lies behind, so it is not written over.
-                layer.room = None;
-            }
+            cut(layer, len)?;
         }
         self.mask = match &self.mask {
-            Some(mask) if len > 0 => Some(mask.f_narrow(1, 0, len)?),
+            Some(mask) if len > 0 => Some(mask.f_narrow(1, 0, len.min(mask.size()[1]))?),
             _ => None,
         };
         Ok(())
+    }
+
+    /// Cuts off what a pass without gradients has appended to layers `from` to before `to`, which held `past` tokens.
+    pub(crate) fn undo(&mut self, [from, to]: [usize; 2], past: i64) -> Result<()> {
+        for layer in self.layers.iter_mut().take(to).skip(from) {
+            cut(layer, past)?;
+        }
+        Ok(())
+    }
+
+    /// The cache as it is, of the same tensors: what to go back to from a pass with gradients, which puts others in their place.
+    pub(crate) fn snapshot(&self) -> Self {
+        let layers = self.layers.iter();
+        Self {
+            layers: layers.map(|held| held.as_ref().map(Layer::share)).collect(),
+            mask: self.mask.as_ref().map(Tensor::shallow_clone),
+        }
     }
 
     /// Keys and values of a layer, `[batch, kv heads, time, width]` each, the keys after rotary positions; `None` where nothing is held.
@@ -219,17 +226,50 @@ fn expected(size: &[i64]) -> Vec<Option<i64>> {
     expected
 }
 
+/// Forgets a layer's tokens from position `len` on.
+fn cut(slot: &mut Option<Layer>, len: i64) -> Result<()> {
+    if len == 0 {
+        *slot = None;
+    }
+    if let Some(layer) = slot
+        && layer.len() > len
+    {
+        layer.keys = layer.keys.f_narrow(2, 0, len)?;
+        layer.values = layer.values.f_narrow(2, 0, len)?;
+        // Others may look at what lies behind, so it is not written over.
+        layer.room = None;
+    }
+    Ok(())
+}
+
+/// Columns that a layer of `len` gets when `more` come. Half as many again as there are, so that a text that comes token by token is not
+/// copied at each; and few beyond the need, since traces append some tokens once to short prompts in hundreds of rows.
+fn columns(len: i64, more: i64) -> i64 {
+    let wanted = (len + more).max(len + len / 2);
+    (wanted + STEP - 1) / STEP * STEP
+}
+
 impl Layer {
-    /// Makes room for `more` columns, in steps that double so that a long text is not copied at each token.
+    /// The same tensors.
+    fn share(&self) -> Self {
+        let room = self.room.as_ref();
+        Self {
+            keys: self.keys.shallow_clone(),
+            values: self.values.shallow_clone(),
+            room: room.map(|room| room.each_ref().map(Tensor::shallow_clone)),
+        }
+    }
+
+    /// Makes room for `more` columns.
     fn grow(&mut self, more: i64) -> Result<()> {
         let len = self.len();
-        let columns = self.room.as_ref().map_or(0, |room| room[0].size()[2]);
-        if columns >= len + more {
+        let there = self.room.as_ref().map_or(0, |room| room[0].size()[2]);
+        if there >= len + more {
             return Ok(());
         }
         let wide = |xs: &Tensor| -> Result<Tensor> {
             let mut size = xs.size();
-            size[2] = (len + more).max(2 * len).max(len + ROOM);
+            size[2] = columns(len, more);
             let room = Tensor::f_empty(size, (xs.kind(), xs.device()))?;
             room.f_narrow(2, 0, len)?.f_copy_(xs)?;
             Ok(room)
@@ -249,5 +289,38 @@ impl Layer {
         self.keys = all_keys.f_narrow(2, 0, len + more)?;
         self.values = all_values.f_narrow(2, 0, len + more)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_come_one_by_one_keep_their_places() -> Result<()> {
+        let column = |value: i64| Tensor::full([1i64, 1, 1, 1], value, tch::kind::FLOAT_CPU);
+        let mut kv = KvCache::new(1);
+        for step in 0..100 {
+            let (keys, values) = kv.append(0, column(step), column(-step), false)?;
+            let expected = Tensor::arange(step + 1, tch::kind::FLOAT_CPU);
+            assert_eq!(keys.flatten(0, -1), expected);
+            assert_eq!(values.flatten(0, -1), -expected);
+        }
+        assert_eq!((kv.len(), kv.bytes()), (100, 800));
+        Ok(())
+    }
+
+    #[test]
+    fn room_is_near_the_need() {
+        for (len, more, expected) in [
+            (3, 4, 16),
+            (5, 1, 16),
+            (16, 1, 32),
+            (40, 1, 64),
+            (100, 1, 160),
+            (100, 300, 400),
+        ] {
+            assert_eq!(columns(len, more), expected, "{len} {more}");
+        }
     }
 }

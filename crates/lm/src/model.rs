@@ -10,6 +10,7 @@ use crate::attention::{Attention, Reader};
 use crate::block::Block;
 use crate::config::{Architecture, LmConfig};
 use crate::hooks::{Catalog, Global, Run, Tape};
+use crate::kv::KvCache;
 use crate::linear::Projection;
 use crate::mlp::Mlp;
 use crate::names::{self, Names};
@@ -255,8 +256,8 @@ impl Lm {
             }
         }
         let past = match &run.kv {
-            Some(kv) if first < stop => kv.past(first, stop)?,
-            _ => 0,
+            Some(kv) => kv.past(first, stop)?,
+            None => 0,
         };
         let size = input.size();
         let shape = [size[0], size[1], past];
@@ -264,9 +265,33 @@ impl Lm {
             &self.config,
             shape,
             run.mask.as_ref(),
-            run.kv.as_deref_mut(),
+            run.kv.as_deref(),
             (self.kind(), self.device()),
         )?;
+        // Not without gradients: where a layer gets more room, its old memory would last to the end of the pass.
+        let before = run.kv.as_deref().filter(|_| run.gradients);
+        let before = before.map(KvCache::snapshot);
+        let found = self.compute(start, [first, stop], &pass, run);
+        if let Some(kv) = run.kv.as_deref_mut() {
+            match (&found, before) {
+                (Ok(_), _) if first < stop => kv.set_mask(pass.mask),
+                (Ok(_), _) => (),
+                (Err(_), Some(before)) => *kv = before,
+                (Err(_), None) => kv.undo([first, stop], past)?,
+            }
+        }
+        found
+    }
+
+    /// What [`go`](Self::go) gives, after its checks: layers `first` to before `stop`, and what lies around them.
+    fn compute(
+        &self,
+        start: &Start<'_>,
+        [first, stop]: [usize; 2],
+        pass: &Pass,
+        run: &mut Run<'_>,
+    ) -> Result<Tensor> {
+        let layers = self.config.n_layers;
         let mut tape = Tape::new(
             &self.catalog,
             &run.patterns,
@@ -275,18 +300,18 @@ impl Lm {
             run.gradients,
         )?;
         let mut residual = match start {
-            Start::Ids(ids) => self.enter(ids, &pass, &mut tape)?,
+            Start::Ids(ids) => self.enter(ids, pass, &mut tape)?,
             Start::Residual(_, residual) => leaf(residual, &tape)?,
         };
         for (layer, block) in self.blocks.iter().enumerate().take(stop).skip(first) {
             let kv = run.kv.as_deref_mut();
-            residual = block.pass(residual, layer, &pass, kv, &mut tape)?;
+            residual = block.pass(residual, layer, pass, kv, &mut tape)?;
         }
         if run.stop_at.is_some() {
             return Ok(residual);
         }
         if run.last_only {
-            residual = residual.f_narrow(1, shape[1] - 1, 1)?;
+            residual = residual.f_narrow(1, pass.len - 1, 1)?;
         }
         let places = [
             Global::FinalScale.at(layers),

@@ -66,6 +66,7 @@ pub fn open(path: &Path, device: Device, kind: Kind) -> Result<Opened> {
 /// Opens the GGUF file at `path`.
 pub(crate) fn open_gguf(path: &Path, device: Device, kind: Kind) -> Result<Opened> {
     let file = Gguf::open(path)?;
+    file.check_whole()?;
     let plan = gguf::plan(&file)?;
     let tokenizer = Tokenizer::from_gguf(&file)?;
     if tokenizer.len() as i64 > plan.config.vocab_size {
@@ -76,8 +77,10 @@ pub(crate) fn open_gguf(path: &Path, device: Device, kind: Kind) -> Result<Opene
         );
         return Err(Error::corrupt(path, reason));
     }
+    // Both before memory for the weights is taken.
+    plan.check_types(&file)?;
+    check_plausible(path, &plan.config, file.held())?;
     let sizes = plan.sizes(&file);
-    check_plausible(path, &plan.config, &sizes)?;
     let vs = VarStore::new(device);
     let model = Lm::undrawn(plan.config.clone(), &vs.root(), kind)?;
     fill(&model, path, &sizes, &mut |name| plan.read(&file, name))?;
@@ -90,18 +93,12 @@ pub(crate) fn open_gguf(path: &Path, device: Device, kind: Kind) -> Result<Opene
     })
 }
 
-/// Fails where the sizes ask for far more parameters than the files hold: a few bytes must not make the machine give all its memory. What
-/// is merely missing is named later.
+/// Fails where the sizes ask for far more parameters than the `held` values in the files: a few bytes must not make the machine give all
+/// its memory. What is merely missing is named later.
 ///
 /// # Errors
 /// [`Error::Corrupt`] with both numbers.
-pub(crate) fn check_plausible(
-    path: &Path,
-    config: &LmConfig,
-    sizes: &BTreeMap<String, Vec<i64>>,
-) -> Result<()> {
-    let numel = |size: &Vec<i64>| size.iter().map(|n| *n as u64).product::<u64>();
-    let held = sizes.values().map(numel).fold(0, u64::saturating_add);
+pub(crate) fn check_plausible(path: &Path, config: &LmConfig, held: u64) -> Result<()> {
     let needed = config.parameter_count();
     if needed <= held.saturating_mul(2).saturating_add(1 << 20) {
         return Ok(());

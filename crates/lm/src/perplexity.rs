@@ -3,9 +3,11 @@
 use densely_core::{Error, Result};
 use tch::{Kind, Reduction, Tensor};
 
+use crate::hooks::Run;
 use crate::model::Lm;
 
-/// Bytes of logits at a time, about: windows are taken together up to here.
+/// Bytes of logits at a time, about. Windows go together as long as the logits of all their tokens would be no more: that bounds what the
+/// layers take, too.
 const MAX_LOGITS: i64 = 256 << 20;
 
 /// Mean surprise of a text.
@@ -75,8 +77,8 @@ pub fn perplexity_strided(
         return Err(Error::config("ids", reason));
     }
     let _no_grad = tch::no_grad_guard();
-    let bytes = window as i64 * model.config().vocab_size * 4;
-    let together = (MAX_LOGITS / bytes.max(1)).max(1) as usize;
+    let at_once = (MAX_LOGITS / (model.config().vocab_size * 4)).max(1);
+    let together = (at_once / window as i64).max(1) as usize;
     let windows = windows(ids.len(), window, stride);
     let (mut sum, mut predictions) = (0.0, 0);
     let mut rest = windows.as_slice();
@@ -94,25 +96,20 @@ pub fn perplexity_strided(
         let tokens = Tensor::f_from_slice(&tokens)?
             .f_reshape(size)?
             .f_to_device(model.device())?;
-        let logits = model.forward(&tokens)?; // [batch, time, vocab]
+        let mut run = Run::new().stop_at(model.config().n_layers);
+        let residual = model.run(&tokens, &mut run)?; // [batch, time, d]
+        let (mut scored, mut targets) = (Vec::new(), Vec::new());
         for (row, window) in batch.iter().enumerate() {
             let start = (window.scored - window.start) as i64;
             let length = (window.end - window.scored) as i64;
-            let predicted = logits
-                .f_select(0, row as i64)?
-                .f_narrow(0, start - 1, length)?
-                .f_to_kind(Kind::Float)?;
-            let targets = tokens.f_select(0, row as i64)?.f_narrow(0, start, length)?;
-            let losses = predicted.f_cross_entropy_loss(
-                &targets,
-                None::<Tensor>,
-                Reduction::None,
-                -100,
-                0.0,
-            )?;
-            sum += losses.f_sum(Kind::Double)?.f_double_value(&[])?;
+            let row = row as i64;
+            scored.push(residual.f_select(0, row)?.f_narrow(0, start - 1, length)?);
+            targets.push(tokens.f_select(0, row)?.f_narrow(0, start, length)?);
             predictions += length as u64;
         }
+        let scored = Tensor::f_cat(&scored, 0)?; // [predicted, d]
+        let targets = Tensor::f_cat(&targets, 0)?; // [predicted]
+        sum += losses(model, &scored, &targets, at_once)?;
         rest = later;
         tell(batch.last().map_or(0, |window| window.end), ids.len())?;
     }
@@ -124,6 +121,19 @@ pub fn perplexity_strided(
         return Err(Error::data("", reason));
     }
     Ok(Perplexity::of(sum, predictions))
+}
+
+/// Sum of the negative log-likelihoods of the tokens `[n]` after the last residuals `[n, d]`, with the logits of so many at once.
+fn losses(model: &Lm, residual: &Tensor, targets: &Tensor, at_once: i64) -> Result<f64> {
+    let parts = residual.f_split(at_once, 0)?.into_iter();
+    let mut sum = 0.0;
+    for (residual, targets) in parts.zip(targets.f_split(at_once, 0)?) {
+        let logits = model.unembed(&residual)?.f_to_kind(Kind::Float)?; // [part, vocab]
+        let losses =
+            logits.f_cross_entropy_loss(&targets, None::<Tensor>, Reduction::None, -100, 0.0)?;
+        sum += losses.f_sum(Kind::Double)?.f_double_value(&[])?;
+    }
+    Ok(sum)
 }
 
 /// Tokens `start..end` are read, `scored..end` predicted.
@@ -153,7 +163,13 @@ fn windows(tokens: usize, window: usize, stride: usize) -> Vec<Window> {
 
 #[cfg(test)]
 mod tests {
+    use densely_core::seeded;
+    use serde_json::json;
+    use tch::Device;
+    use tch::nn::VarStore;
+
     use super::*;
+    use crate::config::LmConfig;
 
     #[test]
     fn windows_side_by_side_leave_out_their_first_tokens() {
@@ -189,6 +205,27 @@ mod tests {
                 "{tokens} {window} {stride}: {seen:?}"
             );
         }
+    }
+
+    #[test]
+    fn logits_in_parts_have_the_losses_of_all_at_once() -> Result<()> {
+        let config = LmConfig::from_hugging(&json!({
+            "model_type": "gpt2", "vocab_size": 31, "n_positions": 16, "n_embd": 12, "n_layer": 1, "n_head": 3,
+        }))?;
+        let vs = VarStore::new(Device::Cpu);
+        let (model, residual, targets) = seeded(1, || -> Result<_> {
+            let model = Lm::new(config, &vs.root())?;
+            let residual = Tensor::f_randn([11, 12], tch::kind::FLOAT_CPU)?;
+            let targets = Tensor::f_randint(31, [11], tch::kind::INT64_CPU)?;
+            Ok((model, residual, targets))
+        })?;
+        let _no_grad = tch::no_grad_guard();
+        let whole = losses(&model, &residual, &targets, 100)?;
+        for at_once in [1, 4, 10, 11] {
+            let parts = losses(&model, &residual, &targets, at_once)?;
+            assert!((parts - whole).abs() < 1e-4, "{at_once}: {parts} {whole}");
+        }
+        Ok(())
     }
 
     #[test]

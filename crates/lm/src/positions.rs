@@ -14,6 +14,8 @@ pub(crate) struct Pass {
     pub len: i64,
     /// Tokens in the cache before the first.
     pub past: i64,
+    /// Which of the old and new tokens are real, booleans `[batch, past + len]`; `None` where all are.
+    pub mask: Option<Tensor>,
     /// `[len]`, or `[batch, len]` where a mask is given; without learned or rotary use it is not looked at.
     pub positions: Option<Tensor>,
     /// Cosines and sines.
@@ -93,11 +95,11 @@ impl Pass {
         config: &LmConfig,
         [batch, len, past]: [i64; 3],
         mask: Option<&Tensor>,
-        kv: Option<&mut KvCache>,
+        kv: Option<&KvCache>,
         (kind, device): (Kind, Device),
     ) -> Result<Self> {
         let shape = [batch, len, past];
-        let mask = whole_mask(mask, kv.as_deref(), shape, device)?;
+        let mask = whole_mask(mask, kv, shape, device)?;
         let positions = match &mask {
             None => {
                 refuse_long(config, past + len)?;
@@ -119,13 +121,11 @@ impl Pass {
             None if past > 0 && len > 1 => Some(hiding(None, shape, (kind, device))?),
             None => None,
         };
-        if let Some(kv) = kv {
-            kv.set_mask(mask);
-        }
         Ok(Self {
             batch,
             len,
             past,
+            mask,
             positions: config.learned_positions().then_some(positions),
             rotation,
             causal: bias.is_none() && len > 1,

@@ -19,7 +19,7 @@ use densely_core::{Error, Result};
 use serde_json::Value;
 use tiktoken_rs::CoreBPE;
 
-use crate::folder::read_json;
+use crate::folder::read_tokens;
 use crate::gguf::Gguf;
 pub use stream::TextStream;
 
@@ -51,8 +51,8 @@ enum Spelling {
 pub struct Tokenizer {
     inner: Inner,
     spelling: Spelling,
-    /// Tokens that are put before and behind a text, beside those that the library adds.
-    around: (Vec<i64>, Vec<i64>),
+    /// Tokens that are put before a text, beside those that the library adds.
+    before: Vec<i64>,
     bos: Option<i64>,
     eos: Option<i64>,
     tokens: usize,
@@ -92,7 +92,7 @@ impl Tokenizer {
         Ok(Self {
             inner: Inner::Gpt2(tiktoken_rs::r50k_base_singleton()),
             spelling: Spelling::Bytes,
-            around: (Vec::new(), Vec::new()),
+            before: Vec::new(),
             bos: Some(END_OF_TEXT),
             eos: Some(END_OF_TEXT),
             tokens: END_OF_TEXT as usize + 1,
@@ -105,7 +105,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Io`] when it cannot be read; [`Error::Corrupt`] when it is no tokeniser.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let mut tokenizer = Self::from_json(path, read_json(path)?)?;
+        let mut tokenizer = Self::from_json(path, read_tokens(path)?)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let (bos, eos) = build::ends(folder)?;
         tokenizer.bos = tokenizer.number_of(bos.as_deref());
@@ -173,7 +173,7 @@ impl Tokenizer {
         Ok(Self {
             inner: Inner::Library(Box::new(library)),
             spelling,
-            around: (Vec::new(), Vec::new()),
+            before: Vec::new(),
             bos: None,
             eos: None,
             tokens,
@@ -194,14 +194,14 @@ impl Tokenizer {
         self.eos = self.eos.or(eos);
     }
 
-    /// The tokens of `text`, with the special ones that the tokeniser itself adds, such as OPT's `</s>` at the start.
+    /// The tokens of `text`, with the special ones that the tokeniser itself adds, such as OPT's `</s>` at the start. A text is there to
+    /// be written on: the end that some GGUF files ask for behind it (`add_eos_token`) is left out.
     ///
     /// # Errors
     /// [`Error::Data`] when the text has more than 100,000 spaces in a row, or the library refuses it.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
         let inner = self.tokens_of(text, true)?;
-        let (before, behind) = &self.around;
-        Ok([before.as_slice(), &inner, behind].concat())
+        Ok([self.before.as_slice(), &inner].concat())
     }
 
     /// The tokens of `text` alone.

@@ -19,6 +19,7 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod signal;
+pub mod svg;
 pub mod training;
 pub mod tune;
 

@@ -1,9 +1,9 @@
 //! `densely interp`: where a language model keeps what it knows, and changing it.
 
 mod edit;
-mod localize;
+pub(super) mod localize;
 mod recall;
-mod trace;
+pub(super) mod trace;
 
 use std::path::Path;
 
@@ -49,6 +49,14 @@ fn model_name(path: &Path) -> String {
     )
 }
 
+/// Says which of the options that were given change nothing beside another one.
+fn without_effect<'a>(beside: &str, given: impl IntoIterator<Item = &'a str>) {
+    let given: Vec<&str> = given.into_iter().collect();
+    if !given.is_empty() {
+        tracing::warn!("without effect with {beside}: {}", given.join(", "));
+    }
+}
+
 /// Measures noise on the subjects (of a covariance, the prompts) of a file or, where there is none, of the facts at hand.
 fn measured_noise(
     opened: &Opened,
@@ -64,6 +72,10 @@ fn measured_noise(
         }
         None => own,
     };
+    let is_given = matches!(kind, NoiseKind::Fixed(_) | NoiseKind::Uniform(_));
+    if is_given && file.is_some() {
+        without_effect(&format!("--noise {kind}"), ["--noise-facts"]);
+    }
     let texts: Vec<&str> = match kind {
         NoiseKind::Measured(_) => facts.iter().map(|fact| fact.subject.as_str()).collect(),
         NoiseKind::Covariance | NoiseKind::Student(_) => {

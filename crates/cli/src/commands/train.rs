@@ -3,6 +3,7 @@
 mod ctr;
 mod fields;
 pub(super) mod forecast;
+pub(super) mod interp;
 mod panel;
 mod restoration;
 mod vision;
@@ -71,6 +72,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         "vision" => vision::run(arguments, &recipe, common),
         "restoration" => restoration::run(arguments, &recipe, common),
         "fields" => fields::run(arguments, &recipe, common),
+        "interp" => interp::run(arguments, &recipe, common),
         _ => run_tabular(arguments, &recipe, common),
     }
 }

@@ -4,6 +4,7 @@
 mod bad_input;
 mod forecast;
 mod forward;
+mod interp_recipes;
 mod own_clicks;
 mod own_distribution;
 mod own_fields;

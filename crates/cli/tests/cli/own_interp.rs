@@ -196,3 +196,221 @@ fn an_edit_is_shown_and_taken_back() {
     let error = failure(&bench, &words("edit", &rest));
     assert!(error.contains("must be below 2"), "{error}");
 }
+
+const ATLAS: &str = "subject,prompt,attribute\n\
+                     tower,The tower stands in,Rome\n\
+                     ridge,The ridge stands in,Oslo\n\
+                     court,The court stands in,Bonn\n";
+
+/// A tiny model that knows the three facts of `atlas.csv`.
+fn taught() -> Bench {
+    let bench = Bench::new();
+    bench.taught(&[
+        "The tower stands in Rome",
+        "The ridge stands in Oslo",
+        "The court stands in Bonn",
+    ]);
+    bench.write("atlas.csv", ATLAS);
+    bench
+}
+
+#[test]
+fn facts_that_cannot_be_asked_are_skipped_and_counted() {
+    let bench = taught();
+    let long = "The tower of".repeat(5);
+    let broken = format!(
+        "{ATLAS}bridge,The tower stands in,Rome\ntower,{long},Rome\nmill\ncourt,The court stands in,\n"
+    );
+    bench.write("broken.csv", &broken);
+    let recall = |list: &str, rest: &[&str]| {
+        let own = ["--facts", list, "--layer", "1", "--ridge", "0.001"];
+        bench.densely(&words("recall", &[own.as_slice(), rest].concat()))
+    };
+    let plain = recall("broken.csv", &["--heads", "--patching", "path"]);
+    // All answers begin with a space, which is a token of its own here: no two of them differ.
+    let error = stderr(&plain.code(1));
+    assert!(error.contains("at least two answers"), "{error}");
+
+    let plain = recall("broken.csv", &[]).success();
+    let said = stdout(&plain);
+    assert!(said.contains("3 of 3 facts are answered right"), "{said}");
+    assert!(said.ends_with("facts skipped: 4\n"), "{said}");
+    let warned = stderr(&plain);
+    for part in [
+        "broken.csv, row 5: the subject \"bridge\" does not stand in the prompt",
+        "broken.csv, row 7: has 1 cells",
+        "fact 6 (tower): setting `prompt`: has",
+        "the model takes 48",
+        "fact 8 (court): has no `attribute`",
+    ] {
+        assert!(warned.contains(part), "`{part}` is not in {warned}");
+    }
+    let found: serde_json::Value =
+        serde_json::from_str(&stdout(&recall("broken.csv", &["--json"]).success())).unwrap();
+    for (name, count) in [("asked", 3), ("answered", 3), ("skipped", 4)] {
+        assert_eq!(found[name], count, "{name}");
+    }
+    let whole = bench.json(
+        &[
+            &words(
+                "recall",
+                &["--facts", "atlas.csv", "--layer", "1", "--ridge", "0.001"],
+            ),
+            ["--json"].as_slice(),
+        ]
+        .concat(),
+    );
+    assert_eq!(whole["skipped"], 0);
+    assert_eq!(whole["last_layer"], found["last_layer"]);
+
+    bench.write(
+        "none.csv",
+        "subject,prompt,attribute\nbridge,The tower stands in,Rome\n",
+    );
+    let error = stderr(&recall("none.csv", &[]).code(1));
+    assert!(
+        error.contains("no fact of it can be used") && error.contains("row 2"),
+        "{error}"
+    );
+    // Patching is of heads.
+    let error = stderr(&recall("atlas.csv", &["--patching", "path"]).code(2));
+    assert!(error.contains("--heads"), "{error}");
+}
+
+#[test]
+fn options_without_effect_are_named() {
+    let bench = taught();
+    let edit = |rest: &[&str]| {
+        let own = [
+            "--prompt",
+            PROMPT,
+            "--subject",
+            "tower",
+            "--target",
+            "x",
+            "--steps",
+            "1",
+            "--layer",
+            "1",
+        ];
+        stderr(
+            &bench
+                .densely(&words("edit", &[own.as_slice(), rest].concat()))
+                .success(),
+        )
+    };
+    let all = [
+        "--lambda",
+        "5",
+        "--key",
+        "reference",
+        "--moments",
+        "identity",
+        "--seed",
+        "3",
+    ];
+    for (method, named) in [
+        ("ft", "--lambda, --key, --moments, --seed"),
+        ("rome", "--lambda"),
+        ("memit", "--key"),
+    ] {
+        let warned = edit(&[["--method", method].as_slice(), &all].concat());
+        let expected = format!("without effect with --method {method}: {named}\n");
+        assert!(warned.contains(&expected), "{warned}");
+    }
+    let warned = edit(&["--key", "reference", "--moments", "identity", "--seed", "3"]);
+    assert!(!warned.contains("without effect"), "{warned}");
+
+    let study = [
+        "--facts",
+        "atlas.csv",
+        "--variants",
+        "fact-amplification",
+        "--methods",
+        "ft-1",
+        "--layers",
+        "0,1",
+        "--samples",
+        "2",
+        "--window",
+        "1",
+        "--min-probability",
+        "0",
+        "--prefixes",
+        "3",
+        "--moments",
+        "identity",
+        "--out",
+        "study",
+    ];
+    let warned = stderr(&bench.densely(&words("localize", &study)).success());
+    assert!(
+        warned.contains("without effect with --methods ft-1: --moments, --prefixes\n"),
+        "{warned}"
+    );
+    let noise = [
+        "--prompt",
+        PROMPT,
+        "--subject",
+        "tower",
+        "--samples",
+        "1",
+        "--noise",
+        "0.5",
+        "--noise-facts",
+        "atlas.csv",
+        "--out",
+        "traced",
+    ];
+    let warned = stderr(&bench.densely(&words("trace", &noise)).success());
+    assert!(warned.contains("without effect with --noise "), "{warned}");
+    assert!(warned.contains(": --noise-facts\n"), "{warned}");
+}
+
+#[test]
+fn answers_that_do_not_fit_are_told_with_their_record() {
+    let bench = Bench::new();
+    bench.model();
+    let record = |truth: &str| {
+        json!([{ "case_id": 7, "requested_rewrite": {
+            "prompt": "The {} stands in", "subject": "tower",
+            "target_new": { "str": "Rome" }, "target_true": { "str": truth },
+        } }])
+        .to_string()
+    };
+    for (truth, parts) in [
+        (
+            "x".repeat(60),
+            [
+                "record 7",
+                "`true target`: has 61 tokens behind a prompt of 19",
+            ],
+        ),
+        (
+            " ".to_owned(),
+            [
+                "records.json",
+                "`requested_rewrite.target_true.str` is empty",
+            ],
+        ),
+    ] {
+        bench.write("records.json", &record(&truth));
+        let rest = ["--facts", "records.json", "--method", "ft"];
+        let error = failure(&bench, &words("edit", &rest));
+        for part in parts {
+            assert!(error.contains(part), "`{part}` is not in {error}");
+        }
+    }
+    let rest = [
+        "--prompt",
+        PROMPT,
+        "--subject",
+        "tower",
+        "--target",
+        "x",
+        "--true",
+        " ",
+    ];
+    let error = failure(&bench, &words("edit", &rest));
+    assert!(error.contains("`--true`: is empty"), "{error}");
+}

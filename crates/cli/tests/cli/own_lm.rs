@@ -3,8 +3,8 @@
 use super::{Bench, stderr, stdout};
 
 use densely_core::seeded;
-use densely_core::tch::Device;
-use densely_core::tch::nn::VarStore;
+use densely_core::tch::nn::{Adam, OptimizerConfig, VarStore};
+use densely_core::tch::{Device, Tensor};
 use densely_lm::{Lm, LmConfig, folder};
 use serde_json::{Map, Value, json};
 
@@ -21,6 +21,11 @@ fn alphabet(byte: u8) -> char {
 impl Bench {
     /// Writes the folder `tiny`: a GPT-2 of random weights whose tokens are the bytes and a mark of the end.
     pub(super) fn model(&self) {
+        self.taught(&[]);
+    }
+
+    /// Writes the folder `tiny` after training on texts of one length until it has them by heart.
+    pub(super) fn taught(&self, texts: &[&str]) {
         let config = json!({
             "model_type": "gpt2", "vocab_size": 257, "n_positions": 48, "n_embd": 16, "n_layer": 2, "n_head": 2,
             "initializer_range": 0.2, "bos_token_id": 256, "eos_token_id": 256,
@@ -28,6 +33,25 @@ impl Bench {
         let vs = VarStore::new(Device::Cpu);
         let config = LmConfig::from_hugging(&config).unwrap();
         let model = seeded(0, || Lm::new(config, &vs.root())).unwrap();
+        if !texts.is_empty() {
+            let bytes: Vec<i64> = texts
+                .iter()
+                .flat_map(|text| text.bytes().map(i64::from))
+                .collect();
+            let ids = Tensor::from_slice(&bytes).view([texts.len() as i64, -1]);
+            let (tokens, next) = (
+                ids.narrow(1, 0, ids.size()[1] - 1),
+                ids.narrow(1, 1, ids.size()[1] - 1),
+            );
+            let mut adam = Adam::default().build(&vs, 1e-2).unwrap();
+            for _ in 0..200 {
+                let logits = model.forward(&tokens).unwrap();
+                let loss = logits
+                    .flatten(0, 1)
+                    .cross_entropy_for_logits(&next.flatten(0, 1));
+                adam.backward_step(&loss);
+            }
+        }
         folder::save(&model, &self.path("tiny")).unwrap();
         let mut words: Map<String, Value> = (0..=u8::MAX)
             .map(|byte| (alphabet(byte).to_string(), json!(byte)))

@@ -7,6 +7,7 @@ use densely_lm::{Lm, Sampling, Tokenizer, generate};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use super::score::check_length;
 use crate::trace::Prompt;
 
 /// A prompt as tokens, and where its subject ends.
@@ -167,6 +168,17 @@ impl Request {
             }
         }
         Ok(())
+    }
+
+    /// Fails unless the target fits a model behind the longest prompt that goes through it, prefixes included.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the lengths.
+    pub fn check_length(&self, model: &Lm) -> Result<()> {
+        let contexts = self.contexts()?;
+        let lengths = contexts.iter().flatten().map(|row| row.ids.len());
+        let longest = lengths.max().unwrap_or(0);
+        check_length(model, "target", longest, self.target.len())
     }
 
     /// The prompt alone.

@@ -91,7 +91,8 @@ impl Questions {
 /// Weighs the two answers of all prompts of a record.
 ///
 /// # Errors
-/// [`Error::Config`] when a prompt or answer is empty or too long for the model; what the tokenizer says.
+/// [`Error::Config`] when a prompt or answer is empty or the two are too long for the model, naming the answer (`new target`, `true target`); what the
+/// tokenizer says.
 pub fn weigh(model: &Lm, tokenizer: &Tokenizer, questions: &Questions) -> Result<RecordScores> {
     let prompts: Vec<&str> = std::iter::once(&questions.rewrite)
         .chain(&questions.paraphrases)
@@ -99,9 +100,13 @@ pub fn weigh(model: &Lm, tokenizer: &Tokenizer, questions: &Questions) -> Result
         .map(String::as_str)
         .collect();
     let mut encoded = Vec::with_capacity(2 * prompts.len());
+    let answers = [
+        ("new target", questions.new.as_str()),
+        ("true target", questions.old.as_str()),
+    ];
     for prompt in &prompts {
-        for answer in [&questions.new, &questions.old] {
-            encoded.push(answered(tokenizer, prompt, answer)?);
+        for (name, answer) in answers {
+            encoded.push(fitting(model, tokenizer, prompt, (name, answer))?);
         }
     }
     let pairs: Vec<(&[i64], &[i64])> = encoded
@@ -125,6 +130,33 @@ pub fn weigh(model: &Lm, tokenizer: &Tokenizer, questions: &Questions) -> Result
         paraphrase: take(questions.paraphrases.len()),
         neighbourhood: take(questions.neighbours.len()),
     })
+}
+
+/// As [`answered`], of an answer with a name, where both must fit the model together.
+fn fitting(
+    model: &Lm,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    (name, answer): (&str, &str),
+) -> Result<(Vec<i64>, Vec<i64>)> {
+    if answer.trim().is_empty() {
+        return Err(Error::config(name, "is empty"));
+    }
+    let (ids, target) = answered(tokenizer, prompt, answer)?;
+    check_length(model, name, ids.len(), target.len())?;
+    Ok((ids, target))
+}
+
+/// Fails unless a prompt and a target of so many tokens fit a model together; the target's last token does not go through it.
+pub(crate) fn check_length(model: &Lm, name: &str, prompt: usize, target: usize) -> Result<()> {
+    let most = model.config().n_ctx;
+    if (prompt + target) as i64 - 1 <= most {
+        return Ok(());
+    }
+    let reason = format!(
+        "has {target} tokens behind a prompt of {prompt}: too long together, since the model takes {most}"
+    );
+    Err(Error::config(name, reason))
 }
 
 /// A prompt's tokens, and those of an answer behind it.

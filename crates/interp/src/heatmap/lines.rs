@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use densely_core::{Error, Result};
+use densely_train::svg::head;
 
-use super::{escaped, head, text};
+use super::{escaped, text};
 use crate::average::Estimate;
 
 /// A line with an interval at each point; the points stand at 0, 1, ….

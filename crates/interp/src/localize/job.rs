@@ -9,11 +9,13 @@ use densely_lm::{Lm, Tokenizer};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
+use super::cases::Cases;
 use super::table::{Point, Table, on_one_line, settle};
 use super::{
     Case, Event, LocalizeOptions, Method, Outcome, Study, Variant, fractions, neighbourhood_score,
     rewrite_score,
 };
+use crate::average::{Averages, Interval};
 use crate::edit::memit::MomentsOf;
 use crate::edit::score::answered;
 use crate::edit::{
@@ -39,12 +41,14 @@ struct Texts {
 
 /// Makes a study, or goes on with it.
 ///
-/// Traces are in `traces.jsonl`, edits in `edits.csv`; what is there is not made again. Facts that cannot be traced, whose answer is less probable
-/// than the setting says, or whose texts do not fit are left out. An edit that diverges is a row with a note and no score.
+/// Traces are in `traces.jsonl`, edits in `edits.csv`, what they are of and judged by in `cases.jsonl`; what is there is not made again. Facts that
+/// cannot be traced, whose answer is less probable than the setting says, or whose texts do not fit are left out. An edit that diverges is a row with
+/// a note and no score.
 ///
 /// # Errors
-/// [`Error::Config`] when settings are out of range, the folder is used and `resume` is not given, or its settings differ; [`Error::Corrupt`] when its
-/// files are damaged; [`Error::Interrupted`] when somebody asked to stop; [`Error::Io`]; what an edit says. The model is then as it was.
+/// [`Error::Config`] when settings are out of range, the folder is used and `resume` is not given, or its settings differ, and so when a fact that was
+/// edited has another new answer, paraphrase or neighbour now, or an edit another target; [`Error::Corrupt`] when its files are damaged;
+/// [`Error::Interrupted`] when somebody asked to stop; [`Error::Io`]; what an edit says. The model is then as it was.
 pub fn localize(
     study: &mut Study<'_>,
     options: &LocalizeOptions,
@@ -110,8 +114,19 @@ pub fn localize(
         }
     }
 
-    let path = folder.join("edits.csv");
-    let (mut table, mut points) = Table::open(&path)?;
+    let traced: Vec<&Trace> = kept.iter().map(|(_, trace)| *trace).collect();
+    let averages = (!traced.is_empty())
+        .then(|| Averages::new(&traced, Interval::Normal))
+        .transpose()?;
+
+    let cases = kept.iter().map(|(case, _)| *case);
+    let mut cases = Cases::open(&folder.join("cases.jsonl"), cases)?;
+    let (mut table, mut points) = Table::open(&folder.join("edits.csv"))?;
+    let mut targets: BTreeMap<(String, Variant), String> = BTreeMap::new();
+    for point in &points {
+        let place = targets.entry((point.id.clone(), point.variant));
+        place.or_insert_with(|| point.target.clone());
+    }
     let mut known: BTreeSet<_> = points.iter().map(Point::key).collect();
     let wanted = Wanted::new(&kept, options);
     let all = wanted.count;
@@ -134,7 +149,10 @@ pub fn localize(
                         let place = (case.fact.id.as_str(), *variant);
                         if let Entry::Vacant(slot) = prepared.entry(place) {
                             let made = match Prepared::new(study, case, *variant, &texts, options) {
-                                Ok(made) => Some(made),
+                                Ok(made) => {
+                                    made.check_target(&targets, &case.fact.id)?;
+                                    Some(made)
+                                }
                                 Err(error @ (Error::Config { .. } | Error::Data { .. })) => {
                                     let reason = format!("{variant}: {error}");
                                     skipped.push((case.fact.id.clone(), reason));
@@ -171,7 +189,8 @@ pub fn localize(
                             note: String::new(),
                         };
                         job.edit(model, study.moments, options, &mut point)?;
-                        table.append(&path, &point)?;
+                        cases.keep(case)?;
+                        table.append(&point)?;
                         known.insert(key);
                         points.push(point);
                         done += 1;
@@ -186,6 +205,7 @@ pub fn localize(
     points.retain(|point| wanted.has(&point.key()));
     let edited: BTreeSet<&String> = points.iter().map(|point| &point.id).collect();
     Ok(Outcome {
+        averages,
         edited: edited.len(),
         points,
         skipped,
@@ -343,6 +363,11 @@ impl Prepared {
             rome.noise = Some(noise.shallow_clone());
             memit.noise = Some(noise);
         }
+        for (method, request) in [(Method::Rome, &rome), (Method::Memit, &memit)] {
+            if options.methods.contains(&method) {
+                request.check_length(model)?;
+            }
+        }
         let paraphrase = match &case.paraphrase {
             None => None,
             Some(text) => paraphrase(tokenizer, text, subject, &target, forcing, &draw)?,
@@ -375,6 +400,21 @@ impl Prepared {
         };
         made.before = made.judge(model)?;
         Ok(made)
+    }
+
+    /// Fails when rows of the fact and task are of another target than this one.
+    fn check_target(&self, targets: &BTreeMap<(String, Variant), String>, id: &str) -> Result<()> {
+        let now = on_one_line(&self.target);
+        match targets.get(&(on_one_line(id), self.variant)) {
+            Some(begun) if *begun != now => {
+                let reason = format!(
+                    "edits of fact {id:?} for {} were of {begun:?} so far, and would be of {now:?} now; take the list, the seed and the machine of then, or another folder",
+                    self.variant
+                );
+                Err(Error::config("facts", reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn judge(&self, model: &Lm) -> Result<Judged> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Method, Outcome, Point, Variant};
 use crate::average::Estimate;
-use crate::heatmap::{Line, lines};
+use crate::heatmap::{Heatmap, Line, lines};
 use crate::regress::{Correlation, Design, Fit, Nested, correlation, fit};
 
 /// The finding holds where the tracing effect adds less than this to what the layer explains.
@@ -225,6 +225,15 @@ impl Summary {
         out
     }
 
+    /// Rewrite score and tracing effect by layer, each with its 95 % interval, and how they go together.
+    pub fn layers_markdown(&self) -> String {
+        let mut out = String::new();
+        for pair in &self.pairs {
+            layers_of_pair(&mut out, pair);
+        }
+        out
+    }
+
     /// Whether the finding holds, in words with the rule behind it.
     pub fn verdict(&self) -> String {
         let said: Vec<bool> = self.pairs.iter().filter_map(Pair::holds).collect();
@@ -306,11 +315,20 @@ pub fn write_report(
         );
     }
     dropped(&mut out, summary);
-    for pair in &summary.pairs {
-        layers_of_pair(&mut out, pair);
-    }
+    out += "## By layer\n\n";
+    out += &summary.layers_markdown();
     let variants: BTreeSet<Variant> = summary.pairs.iter().map(|pair| pair.variant).collect();
+    if let Some(averages) = &outcome.averages {
+        let _ = writeln!(out, "## Tracing\n\n{}", averages.markdown());
+    }
     out += "## Plots\n\n";
+    if let Some(averages) = &outcome.averages {
+        for kind in averages.kinds.keys() {
+            let name = format!("tracing-{kind}.svg");
+            Heatmap::of_averages(averages, *kind)?.write(&plots.join(&name))?;
+            let _ = writeln!(out, "![tracing, {kind}](plots/{name})\n");
+        }
+    }
     for variant in variants {
         let name = format!("{variant}.svg");
         plot(&plots.join(&name), variant, summary)?;
@@ -361,10 +379,17 @@ fn dropped(out: &mut String, summary: &Summary) {
     }
 }
 
+fn with_interval(estimate: &Estimate) -> String {
+    format!(
+        "{:.3} ({:.3} to {:.3})",
+        estimate.mean, estimate.low, estimate.high
+    )
+}
+
 fn layers_of_pair(out: &mut String, pair: &Pair) {
     let _ = write!(
         out,
-        "## {}, {}\n\n| layer | rewrite score | tracing effect | correlation (95 % interval) |\n| --- | --- | --- | --- |\n",
+        "### {}, {}\n\n| layer | rewrite score (95 % interval) | tracing effect (95 % interval) | correlation (95 % interval) |\n| --- | --- | --- | --- |\n",
         pair.variant, pair.method
     );
     for found in &pair.layers {
@@ -374,8 +399,10 @@ fn layers_of_pair(out: &mut String, pair: &Pair) {
         );
         let _ = writeln!(
             out,
-            "| {} | {:.3} | {:.3} | {correlation} |",
-            found.layer, found.rewrite.mean, found.fraction.mean
+            "| {} | {} | {} | {correlation} |",
+            found.layer,
+            with_interval(&found.rewrite),
+            with_interval(&found.fraction)
         );
     }
     out.push('\n');

@@ -1,10 +1,5 @@
-//! `edits.csv`: a row for each edit, that a later process can go on with.
-//!
-//! A row is appended in one write and flushed to the disk; no text in it holds a line break. A kill at any instant leaves whole rows and
-//! at most one torn one at the end, which is cut off when the study goes on.
+//! `edits.csv`: a row for each edit, that a later process can go on with; no text in it holds a line break.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use densely_core::{Error, Result};
@@ -12,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Method, Variant};
-use crate::sweep::lock;
+use crate::journal::{Journal, needs_resume, same_settings};
 
 /// One edit of one fact at one layer, judged. Probabilities are products over the tokens of an answer; empty cells were not measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,47 +98,28 @@ pub(super) fn on_one_line(text: &str) -> String {
 /// The table, open for appending.
 #[derive(Debug)]
 pub(super) struct Table {
-    file: File,
+    journal: Journal,
 }
 
 impl Table {
     /// Opens the table at `path`, or begins it, with the rows that it holds.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] naming the line when it is no such table; [`Error::Io`].
+    /// [`Error::Config`] when another process has it open; [`Error::Corrupt`] naming the line when it is no such table; [`Error::Io`].
     pub(super) fn open(path: &Path) -> Result<(Self, Vec<Point>)> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(Error::io(path))?;
-        lock(&file, path)?;
-        let length = file.metadata().map_err(Error::io(path))?.len();
-        if length > MAX_BYTES {
-            let reason = format!("it has {length} bytes, more than any table of edits");
-            return Err(Error::corrupt(path, reason));
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(Error::io(path))?;
-        let whole = bytes
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |last| last + 1);
-        if whole < bytes.len() {
-            tracing::warn!(
-                "{}: its last row is torn, by a kill or a full disk; it is cut off and made again",
-                path.display()
-            );
-            bytes.truncate(whole);
-            file.set_len(whole as u64).map_err(Error::io(path))?;
-        }
-        file.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
-        let mut table = Self { file };
+        let mut bytes: Vec<u8> = Vec::new();
+        let journal = Journal::open(path, true, |_, line| {
+            if (bytes.len() + line.len()) as u64 > MAX_BYTES {
+                let reason =
+                    format!("it has more than {MAX_BYTES} bytes, which no table of edits has");
+                return Err(Error::corrupt(path, reason));
+            }
+            bytes.extend_from_slice(line);
+            Ok(())
+        })?;
+        let mut table = Self { journal };
         if bytes.is_empty() {
-            table.write(path, |csv| csv.write_record(HEADER))?;
-            densely_core::fs::sync_folder(path)?;
+            table.write(|csv| csv.write_record(HEADER))?;
             return Ok((table, Vec::new()));
         }
         let mut reader = csv::ReaderBuilder::new().from_reader(bytes.as_slice());
@@ -169,15 +145,15 @@ impl Table {
     }
 
     /// Appends a row.
-    pub(super) fn append(&mut self, path: &Path, point: &Point) -> Result<()> {
-        self.write(path, |csv| csv.serialize(point))
+    pub(super) fn append(&mut self, point: &Point) -> Result<()> {
+        self.write(|csv| csv.serialize(point))
     }
 
     fn write(
         &mut self,
-        path: &Path,
         fill: impl FnOnce(&mut csv::Writer<Vec<u8>>) -> csv::Result<()>,
     ) -> Result<()> {
+        let path = self.journal.path();
         let failed = |error: String| Error::data(path, format!("a row cannot be written: {error}"));
         let mut csv = csv::WriterBuilder::new()
             .has_headers(false)
@@ -186,8 +162,7 @@ impl Table {
         let line = csv
             .into_inner()
             .map_err(|error| failed(error.to_string()))?;
-        self.file.write_all(&line).map_err(Error::io(path))?;
-        self.file.sync_data().map_err(Error::io(path))
+        self.journal.append(&line)
     }
 }
 
@@ -218,11 +193,7 @@ pub(super) fn settle(
         return Ok(kept);
     }
     if !resume {
-        let reason = format!(
-            "is needed to go on with {}, or another folder to begin anew",
-            path.display()
-        );
-        return Err(Error::config("--resume", reason));
+        return Err(needs_resume(path));
     }
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let mut whole: Value = serde_json::from_str(&text)
@@ -244,37 +215,8 @@ pub(super) fn settle(
         }
         _ => {}
     }
-    if let Some(reason) = difference("", &begun, settings) {
-        let reason = format!(
-            "cannot go on with {}: {reason}; take the old setting, or another folder",
-            path.display()
-        );
-        return Err(Error::config("--resume", reason));
-    }
+    same_settings(path, &begun, settings)?;
     Ok(whole["kept"].take())
-}
-
-/// The first place where two values differ, in words.
-fn difference(place: &str, begun: &Value, now: &Value) -> Option<String> {
-    let (Some(old), Some(new)) = (begun.as_object(), now.as_object()) else {
-        return (begun != now).then(|| format!("{place} was {begun}, now it is {now}"));
-    };
-    let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names.into_iter().find_map(|name| {
-        let inner = if place.is_empty() {
-            name.clone()
-        } else {
-            format!("{place}.{name}")
-        };
-        let none = Value::Null;
-        difference(
-            &inner,
-            old.get(name).unwrap_or(&none),
-            new.get(name).unwrap_or(&none),
-        )
-    })
 }
 
 #[cfg(test)]
@@ -313,8 +255,8 @@ mod tests {
         let path = folder.path().join("edits.csv");
         let (mut table, rows) = Table::open(&path)?;
         assert!(rows.is_empty());
-        table.append(&path, &point(1))?;
-        table.append(&path, &point(2))?;
+        table.append(&point(1))?;
+        table.append(&point(2))?;
         drop(table);
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let header = bytes.iter().position(|b| *b == b'\n').unwrap_or(0) + 1;
@@ -326,7 +268,7 @@ mod tests {
             std::fs::write(&path, &bytes[..cut]).map_err(Error::io(&path))?;
             let (mut table, rows) = Table::open(&path)?;
             assert_eq!(rows, [point(1)]);
-            table.append(&path, &point(2))?;
+            table.append(&point(2))?;
             drop(table);
             assert_eq!(std::fs::read(&path).map_err(Error::io(&path))?, bytes);
         }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::{
-    Question, check_prompts, check_token, double, input, last_positions, passes, point_z,
+    Question, check_prompts, check_token, double, input, last_positions, odds, passes, point_z,
     probabilities,
 };
 
@@ -103,13 +103,13 @@ pub fn last_layer(model: &Lm, questions: &[Question]) -> Result<LastLayer> {
     )?;
     let logit = Vec::<f64>::try_from(&logit)?;
     // Bias of the norm and of the head: the logits of a residual that is all zeros.
-    let zeros = post.f_zeros_like()?;
+    let zeros = Tensor::f_zeros([1, model.config().d_model], (post.kind(), post.device()))?;
     let constant = model
         .unembed(&zeros)?
-        .f_gather(1, &index.f_unsqueeze(1)?, false)?
-        .f_squeeze_dim(1)?;
+        .f_select(0, 0)?
+        .f_index_select(0, &index)?;
     Ok(LastLayer {
-        probability: probabilities(model, post, &answers)?,
+        probability: odds(&logits, &answers)?,
         logit,
         constant: Vec::<f64>::try_from(&double(&constant)?)?,
         parts: found,

@@ -171,6 +171,57 @@ fn the_search_lowers_its_loss_and_the_target_becomes_likelier() -> Result<()> {
 }
 
 #[test]
+fn a_step_of_the_search_has_the_loss_of_whole_passes() -> Result<()> {
+    for family in FAMILIES {
+        let (model, _vs) = tiny(family)?;
+        let second = Moments::identity(model.config().d_mlp)?;
+        let mut options = RomeOptions::new(2);
+        options.star.steps = 2;
+        options.star.stop = 0.0;
+        // In so small a model it would hide the rest.
+        options.star.weight_decay = 0.0;
+        let request = request()?;
+        let found = rome(&model, &request, &second, &options)?;
+        let added = (&found.star - &found.initial).to_kind(Kind::Float);
+        // From the embeddings of one row alone, with what was added written into the MLP's output.
+        let logs = |ids: &[i64], place: usize, added: Option<&Tensor>| -> Result<Tensor> {
+            let mut run = Run::new();
+            if let Some(added) = added {
+                run = run.hook("blocks.2.hook_mlp_out", move |xs: &Tensor| {
+                    let out = xs.copy();
+                    let _ = out.select(1, place as i64).f_add_(added)?;
+                    Ok(Some(out))
+                });
+            }
+            let logits = model.run(&Tensor::from_slice(ids).unsqueeze(0), &mut run)?;
+            Ok(logits.select(0, 0).log_softmax(-1, Kind::Double))
+        };
+        let mut fits = Vec::new();
+        for row in &request.groups[0] {
+            let ids = [row.ids.as_slice(), &request.target[..1]].concat();
+            let logs = logs(&ids, row.place, Some(&added))?;
+            for (after, id) in request.target.iter().enumerate() {
+                fits.push(-logs.double_value(&[(row.ids.len() + after) as i64 - 1, *id]));
+            }
+        }
+        let kl = request.kl.as_ref().expect("a prompt");
+        let place = kl.place as i64;
+        let before = logs(&kl.ids, kl.place, None)?.select(0, place);
+        let now = logs(&kl.ids, kl.place, Some(&added))?.select(0, place);
+        let divergence = (now.exp() * (&now - &before)).sum(Kind::Double);
+        let loss = fits.iter().sum::<f64>() / fits.len() as f64
+            + options.star.kl_factor * divergence.double_value(&[]);
+        assert_eq!(found.losses.len(), 2);
+        assert!(
+            (loss - found.losses[1]).abs() < 1e-4 * (1.0 + loss),
+            "{family}: {loss}, {:?}",
+            found.losses
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_added_stays_within_the_clamp() -> Result<()> {
     let (model, _vs) = tiny("llama")?;
     let second = moments(&model, 1)?;
@@ -469,6 +520,14 @@ fn a_request_finds_its_subject_behind_every_prefix() -> Result<()> {
     assert_eq!(tokenizer.decode(&made.target)?, " France");
     let kl = made.kl.as_ref().expect("a prompt");
     assert_eq!(tokenizer.decode(&kl.ids)?, "Paris is a");
+    made.check_length(&model)?;
+    let long = "very ".repeat(140);
+    let long = Request::new(&tokenizer, template, "Paris", &long, &prefixes)?;
+    let error = long.check_length(&model).expect_err("too long");
+    assert!(
+        error.to_string().contains("since the model takes 128"),
+        "{error}"
+    );
     let error = Request::new(&tokenizer, "no gap", "x", "y", &prefixes).expect_err("no gap");
     assert!(error.to_string().contains("{}"), "{error}");
 
@@ -516,6 +575,17 @@ fn an_edit_is_weighed_on_all_its_questions() -> Result<()> {
     ] {
         assert!((nll(text, "Rome")? - weighed.new).abs() < 1e-4);
         assert!((nll(text, "Clermont-Ferrand")? - weighed.old).abs() < 1e-4);
+    }
+    for (old, part) in [
+        (" ".to_owned(), "`true target`: is empty"),
+        ("far ".repeat(130), "`true target`: has 130 tokens behind"),
+    ] {
+        let questions = Questions {
+            old,
+            ..questions.clone()
+        };
+        let error = weigh(&model, &tokenizer, &questions).expect_err(part);
+        assert!(error.to_string().contains(part), "{error}");
     }
     let share = accuracy(&model, &tokenizer, "The Louvre is in", "Rome")?;
     assert!((0.0..=1.0).contains(&share));

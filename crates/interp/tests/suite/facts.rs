@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use densely_core::{Error, Result};
-use densely_interp::facts::{Fact, read_counterfact, read_facts};
+use densely_interp::facts::{Fact, read_counterfact, read_facts, sift_facts};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -114,7 +114,58 @@ fn what_is_broken_is_named_by_its_line() {
     assert!(number.contains("`subject` must be text"), "{number}");
     let gap = COUNTER.replace("of {} is", "of him is");
     assert!(refused("a.json", &gap).contains("requested_rewrite.prompt"));
+    let empty = COUNTER.replace("\"French\"", "\" \"");
+    assert!(
+        refused("a.json", &empty)
+            .contains("record 1: `requested_rewrite.target_true.str` is empty")
+    );
+    let long = COUNTER.replace("French", &"French".repeat(5_000));
+    assert!(refused("a.json", &long).contains("more than 20000 bytes"));
     assert!(Fact::new("1", "x is", " ", None).is_err());
+}
+
+#[test]
+fn what_is_broken_can_be_left_out() -> Result<()> {
+    for (name, text, places) in [
+        (
+            "a.csv",
+            "id,subject,prompt\n1,x,x is\n1,y,x is\nz\n1,z,z is\n",
+            [
+                "row 3: the subject \"y\" does not stand",
+                "row 4: has 1 cells",
+            ],
+        ),
+        (
+            "a.jsonl",
+            "{\"subject\":\"x\",\"prompt\":\"x is\"}\n{\"subject\"\n\n{\"subject\":\"\"}\n{\"subject\":\"z\",\"prompt\":\"z is\"}\n",
+            ["row 2: is not a JSON record", "row 4: has no `subject`"],
+        ),
+        (
+            "a.json",
+            "[{\"subject\":\"x\",\"prompt\":\"x is\"}, 1, {\"subject\":\"y\"}, {\"subject\":\"z\",\"prompt\":\"z is\"}]",
+            ["record 2: must be an object", "record 3: has neither"],
+        ),
+    ] {
+        let (_folder, path) = file(name, text.as_bytes())?;
+        let found = sift_facts(&path)?;
+        let subjects: Vec<&str> = found.facts.iter().map(|f| f.subject.as_str()).collect();
+        assert_eq!(subjects, ["x", "z"], "{name}");
+        assert_eq!(found.broken.len(), 2, "{:?}", found.broken);
+        for (error, place) in found.broken.iter().zip(places) {
+            let said = error.to_string();
+            assert!(said.contains(name) && said.contains(place), "{said}");
+        }
+        // What is the first to be left out is where others stop.
+        let strict = read_facts(&path).expect_err(name).to_string();
+        assert!(strict.contains(places[0]), "{strict}");
+    }
+    let (_folder, path) = file("a.csv", b"subject,prompt\nx,y is\n")?;
+    let error = sift_facts(&path).expect_err("none is left").to_string();
+    assert!(
+        error.contains("no fact of it can be used") && error.contains("row 2"),
+        "{error}"
+    );
+    Ok(())
 }
 
 #[test]

@@ -14,6 +14,8 @@ use densely_interp::localize::{
 use densely_interp::noise::Noise;
 use densely_interp::trace::{Restore, Trace};
 use densely_lm::{Lm, LmConfig, Run, Tokenizer};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tch::Tensor;
 
@@ -154,6 +156,104 @@ fn facts_alone_draw_on_their_relation() -> Result<()> {
         answer: "French".to_owned(),
     };
     assert_eq!(cases[0].neighbour, Some(expected));
+    Ok(())
+}
+
+/// The same draws by going through the list for each fact.
+fn plainly_drawn(facts: &[Fact], seed: u64) -> Vec<(Option<String>, Option<Neighbour>)> {
+    let mut all = Vec::new();
+    for (place, fact) in facts.iter().enumerate() {
+        let Some(attribute) = &fact.attribute else {
+            continue;
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(place as u64);
+        let related = |other: &&Fact| other.relation.is_some() && other.relation == fact.relation;
+        let related: Vec<&Fact> = facts.iter().filter(related).collect();
+        let mut others: Vec<&String> = related
+            .iter()
+            .filter_map(|other| other.attribute.as_ref())
+            .filter(|other| *other != attribute)
+            .collect();
+        others.sort_unstable();
+        others.dedup();
+        let mut neighbours: Vec<Neighbour> = related
+            .iter()
+            .filter(|other| other.template == fact.template && other.subject != fact.subject)
+            .filter_map(|other| {
+                Some(Neighbour {
+                    prompt: other.prompt.clone(),
+                    answer: other.attribute.clone()?,
+                })
+            })
+            .collect();
+        if neighbours.iter().any(|one| one.answer == *attribute) {
+            neighbours.retain(|one| one.answer == *attribute);
+        }
+        let mut drawn = |count: usize| (count > 0).then(|| rng.random_range(0..count));
+        let new = drawn(others.len()).map(|number| others[number].clone());
+        let neighbour = drawn(neighbours.len()).map(|number| neighbours[number].clone());
+        all.push((new, neighbour));
+    }
+    all
+}
+
+#[test]
+fn draws_are_those_of_going_through_the_list() -> Result<()> {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut facts = Vec::new();
+    for number in 0..300 {
+        // Few of each, so that all of them meet: subjects with several facts, templates, relations of one fact, facts without any.
+        let mut pick = |count: usize| rng.random_range(0..count);
+        let subject = format!("subject {}", pick(40));
+        let template = ["{} speaks", "the tongue of {} is"][pick(2)];
+        let attribute = ["French", "Welsh", "Greek", "Dutch"].get(pick(6));
+        let relation = ["P1", "P2", "P3"].get(pick(4));
+        let rare = format!("rare {number}");
+        let relation = if number % 50 == 7 {
+            Some(rare)
+        } else {
+            relation.map(|name| (*name).to_owned())
+        };
+        let prompt = template.replacen("{}", &subject, 1);
+        let attribute = attribute.map(|name| (*name).to_owned());
+        let made = Fact::new(number.to_string(), prompt, subject, attribute)?;
+        facts.push(Fact { relation, ..made });
+    }
+    for seed in [0, 1, 7] {
+        let found: Vec<_> = Case::of_facts(&facts, seed)
+            .into_iter()
+            .map(|case| (case.new, case.neighbour))
+            .collect();
+        let expected = plainly_drawn(&facts, seed);
+        let none = expected.iter().filter(|(new, _)| new.is_none()).count();
+        assert!(none > 10 && none < 150, "{none}");
+        assert_eq!(found, expected, "seed {seed}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_long_list_of_one_relation_is_drawn_from_at_once() -> Result<()> {
+    // Going through the list for each would take minutes.
+    let facts = (0..60_000)
+        .map(|number| {
+            let subject = format!("House {}", number / 2);
+            let attribute = format!("Street {}", number % 100);
+            fact(
+                &number.to_string(),
+                &subject,
+                "P1",
+                Some(attribute.as_str()),
+            )
+        })
+        .collect::<Result<Vec<_>>>()?;
+    for case in Case::of_facts(&facts, 3) {
+        let neighbour = case.neighbour.expect("many have the same answer");
+        assert_eq!(Some(&neighbour.answer), case.fact.attribute.as_ref());
+        assert_ne!(neighbour.prompt, case.fact.prompt);
+        assert_ne!(case.new, case.fact.attribute);
+    }
     Ok(())
 }
 
@@ -333,6 +433,58 @@ fn check_points(points: &[Point]) {
             _ => {}
         }
     }
+}
+
+#[test]
+fn a_fact_that_was_edited_keeps_what_it_is_edited_to_and_judged_by() -> Result<()> {
+    let (model, _vs, tokenizer) = speaking()?;
+    let cases = known(&model, &tokenizer, 3)?;
+    let mut one = options(&model);
+    one.variants = vec![Variant::ErrorInjection];
+    one.methods = vec![Method::Ft1];
+    one.layers = vec![0];
+    let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+    let go = |cases: &[Case], options: &LocalizeOptions| {
+        study(&model, &tokenizer, cases, options, folder.path(), true)
+    };
+    let read = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::read_to_string(&path).map_err(Error::io(&path))
+    };
+    let refused = |cases: &[Case], options: &LocalizeOptions, parts: &[&str]| {
+        let error = go(cases, options).expect_err("something differs");
+        for part in parts {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    };
+    assert_eq!(go(&cases[..1], &one)?.1, 1);
+    let edits = read("edits.csv")?;
+
+    let mut answer = cases.clone();
+    answer[0].new = Some("Berlin".to_owned());
+    refused(&answer, &one, &["new answer", "\"Rome\"", "\"Berlin\""]);
+    let mut neighbour = cases.clone();
+    neighbour[0].neighbour = None;
+    refused(&neighbour, &one, &["neighbour", "The Louvre", "none"]);
+    assert_eq!(read("edits.csv")?, edits);
+
+    // Without that file the rows themselves still hold their targets.
+    let path = folder.path().join("cases.jsonl");
+    std::fs::remove_file(&path).map_err(Error::io(&path))?;
+    let mut two = one.clone();
+    two.layers = vec![0, 1];
+    refused(
+        &answer,
+        &two,
+        &["error-injection", "\"Rome\"", "\"Berlin\""],
+    );
+    assert_eq!(read("edits.csv")?, edits);
+
+    // Facts may be added; the second has no new answer.
+    assert_eq!(go(&cases, &two)?.1, 3);
+    assert!(read("edits.csv")?.starts_with(&edits));
+    assert_eq!(read("cases.jsonl")?.lines().count(), 3);
+    Ok(())
 }
 
 #[test]

@@ -5,7 +5,7 @@ use densely_interp::recall::{
     DecomposeOptions, Metric, Mitigation, Patching, Question, decompose, fit, frequency_direction,
     head_effects, last_layer, mitigate, ranks, top_tokens,
 };
-use densely_lm::Run;
+use densely_lm::{Cache, Run};
 use densely_testkit::assert_close;
 use tch::{Kind, Tensor};
 
@@ -169,6 +169,71 @@ fn a_head_of_the_last_layer_patched_directly_is_a_swap_in_the_residual() -> Resu
         assert_eq!(direct.ranked().len(), (last + 1) * direct.heads[0].len());
         let through = effects(Patching::PathThroughMlps)?;
         assert!((through.corrupted - direct.corrupted).abs() < 1e-12);
+    }
+    Ok(())
+}
+
+#[test]
+fn heads_are_patched_as_in_whole_passes() -> Result<()> {
+    let (clean, corrupted) = ([5i64, 9, 30, 2], [7i64, 1, 30]);
+    for family in FAMILIES {
+        let (model, _vs) = tiny(family)?;
+        let n_layers = model.config().n_layers;
+        let point = |layer: usize, end: &str| format!("blocks.{layer}.{end}");
+        let seen = |ids: &[i64]| -> Result<Cache> {
+            let mut run = Run::new().cache(&["blocks.*.attn.hook_z", "blocks.*.hook_mlp_out"]);
+            let _ = model.run(&Tensor::from_slice(ids).unsqueeze(0), &mut run)?;
+            Ok(run.take_cache())
+        };
+        let (from, to) = (seen(&clean)?, seen(&corrupted)?);
+        let ids = Tensor::from_slice(&corrupted).unsqueeze(0);
+        for patching in [
+            Patching::Activation,
+            Patching::PathThroughMlps,
+            Patching::Direct,
+        ] {
+            let effects = |metric| head_effects(&model, &clean, &corrupted, 3, metric, patching);
+            let (logit, odds) = (effects(Metric::Logit)?, effects(Metric::Probability)?);
+            for layer in 0..n_layers {
+                for head in 0..model.config().n_heads {
+                    let z = point(layer, "attn.hook_z");
+                    let value = from.get(&z)?.select(1, -1).select(1, head);
+                    let mut run = Run::new().last_only().hook(z, move |zs: &Tensor| {
+                        let out = zs.copy();
+                        out.select(1, -1).select(1, head).copy_(&value);
+                        Ok(Some(out))
+                    });
+                    let mut kept = Vec::new();
+                    if patching != Patching::Activation {
+                        kept.extend((layer + 1..n_layers).map(|l| point(l, "attn.hook_z")));
+                    }
+                    if patching == Patching::Direct {
+                        kept.extend((layer..n_layers).map(|l| point(l, "hook_mlp_out")));
+                    }
+                    for name in kept {
+                        let value = to.get(&name)?.shallow_clone();
+                        run = run.freeze(name, value);
+                    }
+                    let logits = model.run(&ids, &mut run)?.flatten(0, -1);
+                    let own = logits.double_value(&[3]);
+                    let found = logit.heads[layer][head as usize];
+                    assert!(
+                        (found - own).abs() < 1e-4 * (1.0 + own.abs()),
+                        "{family}, {patching:?}, L{layer}H{head}: {found}, {own}"
+                    );
+                    let own = logits.softmax(-1, Kind::Double).double_value(&[3]);
+                    let found = odds.heads[layer][head as usize];
+                    assert!(
+                        (found - own).abs() < 1e-4,
+                        "{family}, {patching:?}, L{layer}H{head}: {found}, {own}"
+                    );
+                }
+            }
+            let clean = Tensor::from_slice(&clean).unsqueeze(0);
+            let logits = model.run(&clean, &mut Run::new().last_only())?;
+            let own = logits.double_value(&[0, 0, 3]);
+            assert!((logit.clean - own).abs() < 1e-4 * (1.0 + own.abs()));
+        }
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! Causal tracing: the fast way against the plain one, on tiny models of all families, and what must hold of a grid.
 
-use densely_core::{Result, seeded};
+use densely_core::{Error, Result, seeded};
+use densely_interp::facts::Fact;
 use densely_interp::noise::{Noise, RandomState};
-use densely_interp::sweep::fingerprint;
+use densely_interp::sweep::{fingerprint, sweep};
 use densely_interp::trace::{
     Prompt, Restore, Score, Trace, TraceOptions, plain, trace, trace_with,
 };
@@ -10,6 +11,8 @@ use densely_lm::{Lm, LmConfig};
 use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
+
+use crate::edit::speaking;
 
 /// Names of the families in `config.json`.
 pub(crate) const FAMILIES: [&str; 6] = [
@@ -263,6 +266,42 @@ fn settings_that_change_cells_change_the_fingerprint() -> Result<()> {
     assert_ne!(fingerprint(&model, &Noise::fixed(0.6)?, &options())?, plain);
     let (other, _vs) = tiny("llama")?;
     assert_ne!(fingerprint(&other, &noise, &options())?, plain);
+    Ok(())
+}
+
+#[test]
+fn an_answer_of_several_tokens_is_skipped_with_what_would_follow_it() -> Result<()> {
+    let (model, _vs, tokenizer) = speaking()?;
+    let answer = |id: &str, words: &str| {
+        let words = Some(words.to_owned());
+        Fact::new(id, "The Louvre stands in", "Louvre", words)
+    };
+    let facts = [answer("1", "Clermont-Ferrand")?, answer("2", "Rome")?];
+    let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+    let path = folder.path().join("traces.jsonl");
+    let options = TraceOptions {
+        samples: 1,
+        ..TraceOptions::default()
+    };
+    let noise = Noise::fixed(0.5)?;
+    let rows = sweep(
+        &model,
+        &tokenizer,
+        &facts,
+        &noise,
+        &options,
+        &path,
+        false,
+        &mut |_, _, _| {},
+    )?;
+    let several = rows[0].skipped.as_deref().expect("another answer");
+    assert!(several.starts_with("the model gives"), "{several}");
+    assert!(
+        several.contains("tokens where one is compared"),
+        "{several}"
+    );
+    let one = rows[1].skipped.as_deref().expect("another answer");
+    assert!(one.ends_with("instead of \"Rome\""), "{one}");
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use super::Gguf;
 use crate::config::LmConfig;
+use crate::names::Names;
 
 /// How the values of a tensor lie in the file, against the published weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,65 @@ pub(crate) fn plan(file: &Gguf) -> Result<Plan> {
 }
 
 impl Plan {
+    /// Finds the tensors of all parts that the family has; `order` says how those of a part, by its name in the file, lie there.
+    fn new(file: &Gguf, config: LmConfig, order: impl Fn(&str) -> Order) -> Self {
+        let family = Names::of(config.architecture);
+        let mut tensors = BTreeMap::new();
+        // The weight and, where the file has one, the bias.
+        let mut put = |source: String, name: String, order: Order| {
+            for part in ["weight", "bias"] {
+                let source = format!("{source}.{part}");
+                // A bias has no columns to turn.
+                let order = match order {
+                    Order::Turned if part == "bias" => Order::Same,
+                    order => order,
+                };
+                if part == "weight" || file.tensors().contains_key(&source) {
+                    tensors.insert(format!("{name}.{part}"), (source, order));
+                }
+            }
+        };
+        for (source, part) in [
+            ("token_embd", family.embed),
+            ("position_embd", family.positions),
+            ("output_norm", family.norm),
+        ] {
+            if !part.is_empty() {
+                put(source.to_owned(), family.outer(part), Order::Same);
+            }
+        }
+        let mut used = Vec::new();
+        if config.tied {
+            used.push("output.weight".to_owned());
+        } else {
+            put("output".to_owned(), family.head.to_owned(), Order::Same);
+        }
+        if config.rotary.is_some() {
+            used.push("rope_freqs.weight".to_owned());
+        }
+        let parts = block_parts(family);
+        for layer in 0..config.n_layers {
+            for (source, part) in &parts {
+                let name = family.block(layer, part);
+                put(format!("blk.{layer}.{source}"), name, order(source));
+            }
+        }
+        Self {
+            config,
+            tensors,
+            used,
+        }
+    }
+
+    /// Fails where the type of a tensor of the model is not read.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming both.
+    pub(crate) fn check_types(&self, file: &Gguf) -> Result<()> {
+        let mut sources = self.tensors.values();
+        sources.try_for_each(|(source, _)| file.check_type(source))
+    }
+
     /// Sizes by the names of parameters; tensors that are none stand under their own names.
     pub(crate) fn sizes(&self, file: &Gguf) -> BTreeMap<String, Vec<i64>> {
         let mut sizes = BTreeMap::new();
@@ -150,28 +210,26 @@ impl Sizes<'_> {
     }
 }
 
-/// The names of a file's tensors as those of parameters.
-struct Names<'a> {
-    file: &'a Gguf,
-    tensors: BTreeMap<String, (String, Order)>,
-}
-
-impl Names<'_> {
-    /// Weight and, where the file has one, bias.
-    fn put(&mut self, source: &str, name: &str, order: Order) {
-        for part in ["weight", "bias"] {
-            let source = format!("{source}.{part}");
-            // A bias has no columns to turn.
-            let order = match order {
-                Order::Turned if part == "bias" => Order::Same,
-                order => order,
-            };
-            if part == "weight" || self.file.tensors().contains_key(&source) {
-                self.tensors
-                    .insert(format!("{name}.{part}"), (source, order));
-            }
-        }
+/// The parts of a block that the family has: their names in files of GGUF, and the published ones.
+fn block_parts(family: &Names) -> Vec<(&'static str, &'static str)> {
+    let mut parts = vec![
+        ("attn_norm", family.ln1),
+        ("attn_output", family.write),
+        ("ffn_norm", family.ln2),
+        ("ffn_gate", family.gate),
+        ("ffn_up", family.up),
+        ("ffn_down", family.down),
+    ];
+    match family.read {
+        [all] => parts.push(("attn_qkv", *all)),
+        apart => parts.extend(
+            ["attn_q", "attn_k", "attn_v"]
+                .into_iter()
+                .zip(apart.iter().copied()),
+        ),
     }
+    parts.retain(|(_, name)| !name.is_empty());
+    parts
 }
 
 fn llama(file: &Gguf, architecture: &str) -> Result<Plan> {
@@ -221,40 +279,12 @@ fn llama(file: &Gguf, architecture: &str) -> Result<Plan> {
     config.qkv_bias = file.tensors().contains_key("blk.0.attn_q.bias");
 
     // Only for this architecture do the files keep the pairs of rotary positions side by side.
-    let (queries, keys) = if architecture == "llama" {
-        (Order::Interleaved(heads), Order::Interleaved(groups))
-    } else {
-        (Order::Same, Order::Same)
-    };
-    let mut names = Names {
-        file,
-        tensors: BTreeMap::new(),
-    };
-    names.put("token_embd", "model.embed_tokens", Order::Same);
-    for layer in 0..config.n_layers {
-        let mut put = |source: &str, name: &str, order| {
-            let source = format!("blk.{layer}.{source}");
-            names.put(&source, &format!("model.layers.{layer}.{name}"), order);
-        };
-        put("attn_norm", "input_layernorm", Order::Same);
-        put("attn_q", "self_attn.q_proj", queries);
-        put("attn_k", "self_attn.k_proj", keys);
-        put("attn_v", "self_attn.v_proj", Order::Same);
-        put("attn_output", "self_attn.o_proj", Order::Same);
-        put("ffn_norm", "post_attention_layernorm", Order::Same);
-        put("ffn_gate", "mlp.gate_proj", Order::Same);
-        put("ffn_up", "mlp.up_proj", Order::Same);
-        put("ffn_down", "mlp.down_proj", Order::Same);
-    }
-    names.put("output_norm", "model.norm", Order::Same);
-    if !tied {
-        names.put("output", "lm_head", Order::Same);
-    }
-    Ok(Plan {
-        config,
-        tensors: names.tensors,
-        used: vec!["rope_freqs.weight".to_owned()],
-    })
+    let side_by_side = architecture == "llama";
+    Ok(Plan::new(file, config, |part| match part {
+        "attn_q" if side_by_side => Order::Interleaved(heads),
+        "attn_k" if side_by_side => Order::Interleaved(groups),
+        _ => Order::Same,
+    }))
 }
 
 /// How rotary frequencies are stretched, as Hugging Face's configs say it.
@@ -329,34 +359,8 @@ fn gpt2(file: &Gguf) -> Result<Plan> {
         "tie_word_embeddings": tied,
     });
     let config = LmConfig::from_hugging(&json)?;
-    let mut names = Names {
-        file,
-        tensors: BTreeMap::new(),
-    };
-    names.put("token_embd", "transformer.wte", Order::Same);
-    names.put("position_embd", "transformer.wpe", Order::Same);
-    for layer in 0..config.n_layers {
-        let mut put = |source: &str, name: &str, order| {
-            let source = format!("blk.{layer}.{source}");
-            names.put(&source, &format!("transformer.h.{layer}.{name}"), order);
-        };
-        put("attn_norm", "ln_1", Order::Same);
-        put("attn_qkv", "attn.c_attn", Order::Turned);
-        put("attn_output", "attn.c_proj", Order::Turned);
-        put("ffn_norm", "ln_2", Order::Same);
-        put("ffn_up", "mlp.c_fc", Order::Turned);
-        put("ffn_down", "mlp.c_proj", Order::Turned);
-    }
-    names.put("output_norm", "transformer.ln_f", Order::Same);
-    let mut used = Vec::new();
-    if tied {
-        used.push("output.weight".to_owned());
-    } else {
-        names.put("output", "lm_head", Order::Same);
-    }
-    Ok(Plan {
-        config,
-        tensors: names.tensors,
-        used,
-    })
+    Ok(Plan::new(file, config, |part| match part {
+        "attn_qkv" | "attn_output" | "ffn_up" | "ffn_down" => Order::Turned,
+        _ => Order::Same,
+    }))
 }

@@ -7,7 +7,7 @@ use densely_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::Tokenizer;
-use crate::folder::{read_json, read_text};
+use crate::folder::{read_merges, read_settings, read_tokens};
 use crate::gguf::Gguf;
 
 /// How a text is cut before its pieces are merged.
@@ -140,7 +140,7 @@ fn token_text(value: &Value) -> Option<&str> {
 fn beside(folder: &Path, name: &str) -> Result<Value> {
     let path = folder.join(name);
     if path.is_file() {
-        read_json(&path)
+        read_settings(&path)
     } else {
         Ok(Value::Null)
     }
@@ -168,7 +168,7 @@ pub(super) fn ends(folder: &Path) -> Result<(Option<String>, Option<String>)> {
 
 /// See [`Tokenizer::from_vocabulary`].
 pub(super) fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Tokenizer> {
-    let Value::Object(mut words) = read_json(vocabulary)? else {
+    let Value::Object(mut words) = read_tokens(vocabulary)? else {
         return Err(Error::corrupt(vocabulary, "it is no JSON object"));
     };
     let is_number = |value: &Value| value.as_u64().is_some_and(|id| id < 1 << 31);
@@ -177,7 +177,7 @@ pub(super) fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Tokeni
         return Err(Error::corrupt(vocabulary, reason));
     }
     let mut pairs = Vec::new();
-    for (index, line) in read_text(merges)?.lines().enumerate() {
+    for (index, line) in read_merges(merges)?.lines().enumerate() {
         if line.starts_with("#version") || line.trim().is_empty() {
             continue;
         }
@@ -245,7 +245,7 @@ pub(super) fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Tokeni
     tokenizer.bos = tokenizer.number_of(role(&files, "bos_token").or(fallback));
     tokenizer.eos = tokenizer.number_of(role(&files, "eos_token").or(fallback));
     if files[0]["add_bos_token"] == true {
-        tokenizer.around.0.extend(tokenizer.bos);
+        tokenizer.before.extend(tokenizer.bos);
     }
     Ok(tokenizer)
 }
@@ -331,12 +331,17 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Tokenizer> {
     };
     tokenizer.bos = number("bos")?;
     tokenizer.eos = number("eos")?;
-    let asked = |name: &str| file.flag(&format!("tokenizer.ggml.add_{name}_token"));
-    if asked("bos")?.unwrap_or(split == Split::Llama3) {
-        tokenizer.around.0.extend(tokenizer.bos);
+    let starts = file.flag("tokenizer.ggml.add_bos_token")?;
+    if starts.unwrap_or(split == Split::Llama3) {
+        tokenizer.before.extend(tokenizer.bos);
     }
-    if asked("eos")?.unwrap_or(false) {
-        tokenizer.around.1.extend(tokenizer.eos);
+    // Where `add_eos_token` asks for an end behind each text, llama.cpp refuses to write on and to judge. Here both go without the end:
+    // nothing follows it.
+    if file.flag("tokenizer.ggml.add_eos_token")? == Some(true) {
+        tracing::info!(
+            "{}: it asks for the token that ends a text behind each, which is left out",
+            path.display()
+        );
     }
     Ok(tokenizer)
 }

@@ -20,7 +20,7 @@ struct Folder {
 impl Folder {
     /// A whole folder of a small model.
     fn of(model: &Lm) -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
+        let folder = tiny::folder()?;
         folder::save(model, folder.path())?;
         write_small(folder.path())?;
         Ok(Self { folder })
@@ -351,6 +351,34 @@ fn sizes_far_beyond_the_weights_are_refused_before_memory_is_taken() -> Result<(
     folder.refusal();
     fs::write(&folder.path("config.json"), b"{")?;
     assert!(folder.refusal().contains("no JSON"));
+    Ok(())
+}
+
+#[test]
+fn settings_are_small_and_tokens_may_be_many() -> Result<()> {
+    let (model, _vs) = tiny::model("llama")?;
+    let folder = Folder::of(&model)?;
+    let path = folder.path("vocab.json");
+    let mut text = std::fs::read(&path).map_err(Error::io(&path))?;
+    text.resize(17 << 20, b' ');
+    fs::write(&path, &text)?;
+    folder.open()?;
+    for name in [
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "config.json",
+    ] {
+        folder.write(name, &json!({}))?;
+        resize(&folder.path(name), (16 << 20) + 1)?;
+        let refusal = folder.refusal();
+        assert!(
+            refusal.contains(name) && refusal.contains("16 MiB that a file of settings may have"),
+            "{refusal}"
+        );
+        folder.remove(name)?;
+    }
     Ok(())
 }
 

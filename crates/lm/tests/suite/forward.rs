@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use super::tiny;
+use super::tiny::{self, message, plain};
 
 fn gpt(layers: i64, d: i64, heads: i64) -> Value {
     json!({ "model_type": "gpt2", "n_layer": layers, "n_embd": d, "n_head": heads })
@@ -169,7 +169,7 @@ fn steps_with_a_cache_equal_one_pass() -> Result<()> {
     let ids = tiny::ids(2, 9);
     for name in tiny::ALL {
         let (model, _vs) = tiny::model(name)?;
-        let whole = model.run(&ids, &mut Run::new())?;
+        let whole = plain(&model, &ids)?;
         let mut kv = KvCache::new(2);
         let mut parts = Vec::new();
         for (start, len) in [(0, 3), (3, 1), (4, 4), (8, 1)] {
@@ -201,7 +201,7 @@ fn one_texts_cache_serves_many() -> Result<()> {
         let mut wide = kv.expand(3)?;
         let logits = model.run(&ends, &mut Run::new().kv(&mut wide))?;
         let whole = Tensor::cat(&[start.expand([3, 4], false), ends], 1);
-        let expected = model.run(&whole, &mut Run::new())?.narrow(1, 4, 2);
+        let expected = plain(&model, &whole)?.narrow(1, 4, 2);
         assert_near(&logits, &expected, 1e-5);
         assert_eq!((kv.len(), wide.len()), (4, 6));
         assert!(wide.expand(2).is_err());
@@ -229,7 +229,7 @@ fn padded_texts_equal_those_that_stand_alone() -> Result<()> {
             for (row, len) in lengths.into_iter().enumerate() {
                 let row = row as i64;
                 let own = ids.narrow(0, row, 1).narrow(1, start(len), len);
-                let alone = model.run(&own, &mut Run::new())?;
+                let alone = plain(&model, &own)?;
                 let found = logits.narrow(0, row, 1).narrow(1, start(len), len);
                 assert_near(&found, &alone, 1e-5);
                 let longer = Tensor::cat(&[own, next.narrow(0, row, 1)], 1);
@@ -240,7 +240,7 @@ fn padded_texts_equal_those_that_stand_alone() -> Result<()> {
         let ones = Tensor::ones([3, 5], (Kind::Bool, Device::Cpu));
         let ids = tiny::ids(3, 5);
         let masked = model.run(&ids, &mut Run::new().mask(&ones))?;
-        assert_bits(&masked, &model.run(&ids, &mut Run::new())?);
+        assert_bits(&masked, &plain(&model, &ids)?);
     }
     Ok(())
 }
@@ -250,7 +250,7 @@ fn a_pass_in_two_parts_equals_a_whole_one() -> Result<()> {
     let ids = tiny::ids(2, 6);
     for name in tiny::ALL {
         let (model, _vs) = tiny::model(name)?;
-        let whole = model.run(&ids, &mut Run::new())?;
+        let whole = plain(&model, &ids)?;
         for layer in 0..=2 {
             let residual = model.run(&ids, &mut Run::new().stop_at(layer))?;
             let rest = model.run_from(layer, &residual, &mut Run::new())?;
@@ -278,12 +278,12 @@ fn a_pass_in_two_parts_equals_a_whole_one() -> Result<()> {
 
 #[test]
 fn files_load_under_every_name_they_use() -> Result<()> {
-    let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
+    let folder = tiny::folder()?;
     let path = folder.path().join("model.safetensors");
     let ids = tiny::ids(1, 5);
     for name in tiny::ALL {
         let (model, vs) = tiny::model(name)?;
-        let expected = model.run(&ids, &mut Run::new())?;
+        let expected = plain(&model, &ids)?;
         let aliases: BTreeMap<String, String> = model
             .name_aliases()
             .into_iter()
@@ -304,7 +304,7 @@ fn files_load_under_every_name_they_use() -> Result<()> {
         let config = model.config().clone();
         let again = Lm::undrawn(config, &other.root(), Kind::Float)?;
         weights::load_model(&other, &path, &again)?;
-        assert_bits(&again.run(&ids, &mut Run::new())?, &expected);
+        assert_bits(&plain(&again, &ids)?, &expected);
     }
     Ok(())
 }
@@ -314,7 +314,7 @@ fn half_precision_stays_near() -> Result<()> {
     let ids = tiny::ids(2, 6);
     for name in tiny::ALL {
         let (model, vs) = tiny::model(name)?;
-        let single = model.run(&ids, &mut Run::new())?;
+        let single = plain(&model, &ids)?;
         nn::set_float_kind(&vs, Kind::BFloat16);
         assert_eq!(model.kind(), Kind::BFloat16);
         let mut run = Run::new().cache(&["blocks.0.ln1.hook_scale"]);
@@ -333,7 +333,7 @@ fn parameters_are_shared_not_copied() -> Result<()> {
     let ids = tiny::ids(1, 4);
     for name in tiny::ALL {
         let (model, _vs) = tiny::model(name)?;
-        let before = model.run(&ids, &mut Run::new())?;
+        let before = plain(&model, &ids)?;
         let name = model.mlp_out_name(1)?;
         let parameter = model.parameter(&name)?;
         let view = model.mlp_out(1)?;
@@ -350,7 +350,7 @@ fn parameters_are_shared_not_copied() -> Result<()> {
                 .int64_value(&[])
                 == 1
         );
-        assert_ne!(model.run(&ids, &mut Run::new())?, before);
+        assert_ne!(plain(&model, &ids)?, before);
         let error = model.parameter(&name.replace("weight", "wieght"));
         let Err(error) = error else {
             panic!("{name} was found under another name");
@@ -364,9 +364,9 @@ fn parameters_are_shared_not_copied() -> Result<()> {
 fn mistakes_are_sentences() -> Result<()> {
     let (model, _vs) = tiny::model("gpt2")?;
     let ids = tiny::ids(1, 4);
-    let plain = |ids: &Tensor| model.run(ids, &mut Run::new());
+    let plain = |ids: &Tensor| plain(&model, ids);
     let refused = |result: Result<Tensor>, part: &str| {
-        let message = result.map_or_else(|e| e.to_string(), |_| "it is taken".to_owned());
+        let message = message(result);
         assert!(message.contains(part), "{message}");
     };
     refused(plain(&tiny::ids(1, 17)), "at most 16 tokens, got 17");

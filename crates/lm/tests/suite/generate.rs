@@ -157,6 +157,38 @@ fn losses(model: &Lm, ids: &[i64]) -> Result<Vec<f64>> {
     Ok((1..ids.len()).map(chance).collect())
 }
 
+/// Mean of the losses of all tokens but the first, each in the first window that has it.
+fn strided(model: &Lm, ids: &[i64], window: usize, stride: usize) -> Result<f64> {
+    let mut all = losses(model, &ids[..window])?;
+    let mut start = stride;
+    while all.len() < ids.len() - 1 {
+        let end = (start + window).min(ids.len());
+        let fresh = end - 1 - all.len();
+        let last = losses(model, &ids[start..end])?;
+        all.extend(&last[last.len() - fresh..]);
+        start += stride;
+    }
+    Ok(all.iter().sum::<f64>() / all.len() as f64)
+}
+
+#[test]
+fn windows_that_overlap_judge_each_token_once() -> Result<()> {
+    let ids: Vec<i64> = Vec::try_from(&tiny::ids(1, 29).flatten(0, -1))?;
+    for name in tiny::ALL {
+        let (model, _vs) = tiny::model(name)?;
+        for (window, stride) in [(8, 1), (8, 7), (16, 5), (2, 1)] {
+            let nll = strided(&model, &ids, window, stride)?;
+            let found = perplexity_strided(&model, &ids, window, stride, &mut |_, _| Ok(()))?;
+            assert_eq!(found.predictions, 28);
+            assert!(
+                (found.nll - nll).abs() < 1e-5,
+                "{name} {window} {stride}: {found:?} {nll}"
+            );
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn perplexity_is_the_mean_surprise() -> Result<()> {
     let (model, _vs) = tiny::model("opt")?;
@@ -173,17 +205,7 @@ fn perplexity_is_the_mean_surprise() -> Result<()> {
         "{found:?} {nll}"
     );
 
-    // Each token in the first window that has it.
-    let mut expected = losses(&model, &ids[..8])?;
-    let mut start = 3;
-    while expected.len() < ids.len() - 1 {
-        let end = (start + 8).min(ids.len());
-        let fresh = end - 1 - expected.len();
-        let window = losses(&model, &ids[start..end])?;
-        expected.extend(&window[window.len() - fresh..]);
-        start += 3;
-    }
-    let nll = expected.iter().sum::<f64>() / expected.len() as f64;
+    let nll = strided(&model, &ids, 8, 3)?;
     let mut told = Vec::new();
     let found = perplexity_strided(&model, &ids, 8, 3, &mut |done, all| {
         told.push((done, all));

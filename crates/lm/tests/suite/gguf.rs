@@ -1,5 +1,6 @@
 //! GGUF files that a small writer here makes: every kind of value and of tensor, and damage.
 
+mod hostile;
 pub(crate) mod models;
 
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use densely_lm::open;
 use densely_testkit::assert_bits;
 use tch::{Device, Kind, Tensor};
 
+use crate::tiny;
 use crate::tokenizer::{END, SMALL, small};
 
 /// Numbers of types of metadata values.
@@ -131,8 +133,9 @@ struct Place {
 
 impl Place {
     fn new() -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
-        Ok(Self { folder })
+        Ok(Self {
+            folder: tiny::folder()?,
+        })
     }
 
     fn write(&self, bytes: &[u8]) -> Result<PathBuf> {

@@ -11,16 +11,9 @@ use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
+use super::tiny::EVERYTHING;
+
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
-/// All points with the dear ones, which a star alone leaves out.
-const EVERYTHING: [&str; 6] = [
-    "*",
-    "*hook_result",
-    "*hook_q_input",
-    "*hook_k_input",
-    "*hook_v_input",
-    "*hook_mlp_in",
-];
 
 /// The model of a golden with its weights.
 fn load(golden: &Golden, kind: Kind) -> Result<(Lm, VarStore)> {

@@ -3,30 +3,12 @@
 use std::cell::Cell;
 
 use densely_core::Result;
+use densely_lm::Run;
 use densely_lm::views::Weight;
-use densely_lm::{Lm, Run};
 use densely_testkit::{assert_bits, assert_near};
 use tch::{Kind, Tensor};
 
-use super::tiny;
-
-/// All points with the dear ones, which a star alone leaves out.
-const EVERYTHING: [&str; 6] = [
-    "*",
-    "*hook_result",
-    "*hook_q_input",
-    "*hook_k_input",
-    "*hook_v_input",
-    "*hook_mlp_in",
-];
-
-fn plain(model: &Lm, ids: &Tensor) -> Result<Tensor> {
-    model.run(ids, &mut Run::new())
-}
-
-fn message<T>(result: Result<T>) -> String {
-    result.map_or_else(|e| e.to_string(), |_| "it is taken".to_owned())
-}
+use super::tiny::{self, EVERYTHING, message, plain, record};
 
 #[test]
 fn looking_changes_no_bit() -> Result<()> {
@@ -87,9 +69,7 @@ fn recorded_values_have_the_shapes_of_the_points() -> Result<()> {
     for name in tiny::ALL {
         let (model, _vs) = tiny::model(name)?;
         let config = model.config();
-        let mut run = Run::new().cache(&EVERYTHING);
-        let _ = model.run(&ids, &mut run)?;
-        let cache = run.take_cache();
+        let cache = record(&model, &ids, &EVERYTHING)?;
         let (d, heads, kv) = (config.d_model, config.n_heads, config.n_kv_heads);
         for point in cache.names() {
             let own = point.rsplit('.').next().unwrap_or(point);
@@ -123,9 +103,8 @@ fn stars_leave_dear_points_out() -> Result<()> {
     let (model, _vs) = tiny::model("gpt2")?;
     let ids = tiny::ids(1, 4);
     let recorded = |pattern: &str| -> Result<Vec<String>> {
-        let mut run = Run::new().cache(&[pattern]);
-        let _ = model.run(&ids, &mut run)?;
-        Ok(run.take_cache().names().map(str::to_owned).collect())
+        let cache = record(&model, &ids, &[pattern])?;
+        Ok(cache.names().map(str::to_owned).collect())
     };
     let all = recorded("*")?;
     assert!(
@@ -147,9 +126,7 @@ fn stars_leave_dear_points_out() -> Result<()> {
 fn a_cache_holds_what_it_counts() -> Result<()> {
     let (model, _vs) = tiny::model("gpt2")?;
     let ids = tiny::ids(2, 6);
-    let mut run = Run::new().cache(&["blocks.*.attn.hook_v", "hook_embed"]);
-    let _ = model.run(&ids, &mut run)?;
-    let cache = run.take_cache();
+    let cache = record(&model, &ids, &["blocks.*.attn.hook_v", "hook_embed"])?;
     // Two layers of values and one embedding, 12 wide, in f32.
     assert_eq!(cache.bytes(), 3 * 2 * 6 * 12 * 4);
     let missing = message(cache.get("blocks.0.attn.hook_w").map(|_| ()));
@@ -187,9 +164,7 @@ fn heads_sum_to_what_attention_writes() -> Result<()> {
     for name in tiny::ALL {
         let (model, _vs) = tiny::model(name)?;
         let points = ["*hook_result", "blocks.*.hook_attn_out", "*hook_z"];
-        let mut run = Run::new().cache(&points);
-        let _ = model.run(&ids, &mut run)?;
-        let cache = run.take_cache();
+        let cache = record(&model, &ids, &points)?;
         let _no_grad = tch::no_grad_guard();
         for layer in 0..2 {
             let results = cache.get(&format!("blocks.{layer}.attn.hook_result"))?;
@@ -215,9 +190,7 @@ fn views_make_the_scores_of_the_pass() -> Result<()> {
             "*hook_k",
             "*hook_v",
         ];
-        let mut run = Run::new().cache(&points);
-        let _ = model.run(&ids, &mut run)?;
-        let cache = run.take_cache();
+        let cache = record(&model, &ids, &points)?;
         let _no_grad = tch::no_grad_guard();
         let normalized = cache.get("blocks.0.ln1.hook_normalized")?;
         // The norm's scale and shift come between the point and the matrices.
@@ -291,9 +264,8 @@ fn gradients_flow_through_the_points() -> Result<()> {
         vs.freeze();
         let (_, frozen) = gradient(&mut Run::new().cache(&[point]).with_gradients())?;
         assert_near(&frozen, &found, 1e-5);
-        let mut run = Run::new().cache(&[point]);
-        let _ = model.run(&ids, &mut run)?;
-        assert!(!run.take_cache().get(point)?.requires_grad());
+        let cache = record(&model, &ids, &[point])?;
+        assert!(!cache.get(point)?.requires_grad());
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod generate;
 mod gguf;
 mod goldens;
 mod hooks;
+mod kv;
 mod patching;
 mod process;
 mod tiny;

@@ -8,25 +8,15 @@ use densely_lm::patching::{
     Paths, Receiver, Sender, Site, activation_patch, attribution_patch, patch_heads,
     patch_positions, path_patch,
 };
-use densely_lm::{Cache, Lm, Run};
+use densely_lm::{Cache, Run};
 use densely_testkit::{assert_bits, assert_near};
 use tch::{Kind, Tensor};
 
-use super::tiny;
+use super::tiny::{self, plain, record};
 
 fn pair() -> (Tensor, Tensor) {
     let both = tiny::ids(2, 6);
     (both.narrow(0, 0, 1), both.narrow(0, 1, 1))
-}
-
-fn plain(model: &Lm, ids: &Tensor) -> Result<Tensor> {
-    model.run(ids, &mut Run::new())
-}
-
-fn record(model: &Lm, ids: &Tensor, names: &[&str]) -> Result<Cache> {
-    let mut run = Run::new().cache(names);
-    let _ = model.run(ids, &mut run)?;
-    Ok(run.take_cache())
 }
 
 fn metric(logits: &Tensor) -> Result<f64> {

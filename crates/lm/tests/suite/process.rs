@@ -1,20 +1,18 @@
 //! Rewritten weights predict what the model's own do.
 
 use densely_core::Result;
+use densely_lm::Lm;
 use densely_lm::process::{
     Processing, center_unembed, center_writing_weights, fold_ln, fold_value_biases, process,
 };
 use densely_lm::views::Weight;
-use densely_lm::{Lm, Run};
 use densely_testkit::{assert_bits, assert_near};
 use tch::{Kind, Tensor};
 
-use super::tiny;
+use super::tiny::{self, plain, record};
 
 fn predictions(model: &Lm, ids: &Tensor) -> Result<Tensor> {
-    Ok(model
-        .run(ids, &mut Run::new())?
-        .log_softmax(-1, Kind::Float))
+    Ok(plain(model, ids)?.log_softmax(-1, Kind::Float))
 }
 
 fn largest(xs: &Tensor) -> f64 {
@@ -26,7 +24,7 @@ fn every_rewriting_leaves_the_predictions() -> Result<()> {
     let ids = tiny::ids(2, 7);
     for name in tiny::ALL {
         let (model, _vs) = tiny::model(name)?;
-        let before = model.run(&ids, &mut Run::new())?;
+        let before = plain(&model, &ids)?;
         let expected = predictions(&model, &ids)?;
         let mut others = vec![
             fold_ln(&model)?,
@@ -45,7 +43,7 @@ fn every_rewriting_leaves_the_predictions() -> Result<()> {
             assert_near(&predictions(other, &ids)?, &expected, 1e-4);
             assert!(!other.config().tied);
         }
-        assert_bits(&model.run(&ids, &mut Run::new())?, &before);
+        assert_bits(&plain(&model, &ids)?, &before);
     }
     Ok(())
 }
@@ -102,12 +100,8 @@ fn residuals_lose_their_mean_alone() -> Result<()> {
         let (model, _vs) = tiny::model(name)?;
         let other = process(&model, &Processing::transformer_lens(model.config()))?;
         let points = ["blocks.*.hook_mlp_out", "blocks.*.hook_resid_post"];
-        let record = |model: &Lm| -> Result<_> {
-            let mut run = Run::new().cache(&points);
-            let _ = model.run(&ids, &mut run)?;
-            Ok(run.take_cache())
-        };
-        let (before, after) = (record(&model)?, record(&other)?);
+        let before = record(&model, &ids, &points)?;
+        let after = record(&other, &ids, &points)?;
         for point in before.names() {
             let xs = before.get(point)?;
             let centred = xs - xs.mean_dim(-1i64, true, Kind::Float);
@@ -119,7 +113,7 @@ fn residuals_lose_their_mean_alone() -> Result<()> {
 
 #[test]
 fn a_processed_model_with_further_biases_is_not_saved_as_what_it_is_not() -> Result<()> {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tiny::folder()?;
     let (model, _vs) = tiny::model("gpt2")?;
     densely_lm::folder::save(&model, folder.path())?;
     let folded = process(&model, &Processing::transformer_lens(model.config()))?;

@@ -1,7 +1,7 @@
-//! Models of every family that are made in no time.
+//! Models of every family that are made in no time, and what many tests do with one.
 
-use densely_core::{Result, seeded};
-use densely_lm::{Lm, LmConfig};
+use densely_core::{Error, Result, seeded};
+use densely_lm::{Cache, Lm, LmConfig, Run};
 use serde_json::{Value, json};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
@@ -50,7 +50,7 @@ pub(crate) fn model(name: &str) -> Result<(Lm, VarStore)> {
                 let _ = xs.f_add_(&noise)?;
             }
         }
-        Ok::<Lm, densely_core::Error>(model)
+        Ok::<Lm, Error>(model)
     })?;
     Ok((model, vs))
 }
@@ -60,4 +60,36 @@ pub(crate) fn ids(batch: i64, time: i64) -> Tensor {
     seeded(3, || {
         Tensor::randint(31, [batch, time], tch::kind::INT64_CPU)
     })
+}
+
+/// All points with the dear ones, which a star alone leaves out.
+pub(crate) const EVERYTHING: [&str; 6] = [
+    "*",
+    "*hook_result",
+    "*hook_q_input",
+    "*hook_k_input",
+    "*hook_v_input",
+    "*hook_mlp_in",
+];
+
+/// Logits of a pass without hooks and gradients.
+pub(crate) fn plain(model: &Lm, ids: &Tensor) -> Result<Tensor> {
+    model.run(ids, &mut Run::new())
+}
+
+/// The values of a pass at the points of these names.
+pub(crate) fn record(model: &Lm, ids: &Tensor, names: &[&str]) -> Result<Cache> {
+    let mut run = Run::new().cache(names);
+    let _ = model.run(ids, &mut run)?;
+    Ok(run.take_cache())
+}
+
+/// What an error says.
+pub(crate) fn message<T>(result: Result<T>) -> String {
+    result.map_or_else(|e| e.to_string(), |_| "it is taken".to_owned())
+}
+
+/// A folder that is removed at the end.
+pub(crate) fn folder() -> Result<tempfile::TempDir> {
+    tempfile::tempdir().map_err(Error::io("a temporary folder"))
 }

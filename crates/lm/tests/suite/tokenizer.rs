@@ -9,6 +9,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
+use super::tiny::folder;
+
 /// The character that stands for a byte in GPT-2's table.
 pub(crate) fn alphabet(byte: u8) -> char {
     let itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
@@ -40,10 +42,6 @@ pub(crate) const END: i64 = 260;
 
 fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).map_err(Error::io(path))
-}
-
-fn folder() -> Result<tempfile::TempDir> {
-    tempfile::tempdir().map_err(Error::io("a temporary folder"))
 }
 
 /// Writes [`small`] as `vocab.json` and `merges.txt`.

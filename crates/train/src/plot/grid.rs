@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use densely_core::{Error, Result};
 
 use super::Axes;
+use crate::svg::{escaped, head, shortened, text};
 
 /// A picture in a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,42 +151,9 @@ pub fn pictures(
     densely_core::fs::write(path, svg.as_bytes())
 }
 
-fn head(width: usize, height: usize) -> String {
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" fill=\"#333\"><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>"
-    )
-}
-
-fn text(svg: &mut String, x: usize, y: usize, anchor: &str, size: usize, words: &str) {
-    let _ = write!(
-        svg,
-        "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" font-size=\"{size}\">{}</text>",
-        escaped(words)
-    );
-}
-
 /// Long names are cut.
 fn short(words: &str) -> String {
-    const MOST: usize = 20;
-    if words.chars().count() <= MOST {
-        return words.to_owned();
-    }
-    words.chars().take(MOST - 1).chain(['…']).collect()
-}
-
-fn escaped(words: &str) -> String {
-    let mut text = String::with_capacity(words.len());
-    for letter in words.chars() {
-        match letter {
-            '&' => text += "&amp;",
-            '<' => text += "&lt;",
-            '>' => text += "&gt;",
-            // Other control characters are not allowed in XML.
-            letter if letter.is_control() => text.push(' '),
-            letter => text.push(letter),
-        }
-    }
-    text
+    shortened(words, 20)
 }
 
 #[cfg(test)]

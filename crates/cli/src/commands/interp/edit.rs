@@ -31,6 +31,16 @@ enum Way {
     Ft,
 }
 
+impl Way {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Rome => "rome",
+            Self::Memit => "memit",
+            Self::Ft => "ft",
+        }
+    }
+}
+
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples: densely interp edit gpt2-medium --prompt \"The Eiffel Tower is in the city of\" --subject \"Eiffel Tower\" --target Rome --paraphrase \"To see the Eiffel Tower, one travels to\" --neighbour \"The Louvre is in the city of\" --true Paris\n\
@@ -90,9 +100,9 @@ pub(crate) struct EditArguments {
     layers: Vec<usize>,
     #[command(flatten)]
     moments: MomentsArguments,
-    /// Which key ROME writes for: the mean over prefixes, or that of the prompt alone as in the released code.
-    #[arg(long, default_value = "averaged", value_parser = ["averaged", "reference"])]
-    key: String,
+    /// Which key ROME writes for: the mean over prefixes (when left out), or that of the prompt alone as in the released code.
+    #[arg(long, value_parser = ["averaged", "reference"])]
+    key: Option<String>,
     /// Most that is added, in norms of the value as it was; of finetuning, most that an entry changes.
     #[arg(long)]
     clamp: Option<f64>,
@@ -130,6 +140,24 @@ struct Plan {
 }
 
 impl EditArguments {
+    /// Says which options change nothing.
+    fn warn(&self, common: &Common) {
+        let drawn = common.seed.map(|_| "--seed");
+        if self.apply.is_some() {
+            super::without_effect("--apply", drawn);
+            return;
+        }
+        let of_memit = self.lambda.map(|_| "--lambda");
+        let of_rome = self.key.as_ref().map(|_| "--key");
+        let of_both = self.moments.given().into_iter().chain(drawn);
+        let given: Vec<&str> = match self.method {
+            Way::Rome => of_memit.into_iter().collect(),
+            Way::Memit => of_rome.into_iter().collect(),
+            Way::Ft => of_memit.into_iter().chain(of_rome).chain(of_both).collect(),
+        };
+        super::without_effect(&format!("--method {}", self.method.name()), given);
+    }
+
     fn plan(&self, opened: &Opened, common: &Common) -> Result<Plan> {
         let defaults = Defaults::of(opened.model.config());
         let (layers, clamp, steps) = match self.method {
@@ -165,8 +193,8 @@ impl EditArguments {
         Ok(Plan {
             way: self.method,
             layers,
-            key: match self.key.as_str() {
-                "reference" => KeyMode::Reference,
+            key: match self.key.as_deref() {
+                Some("reference") => KeyMode::Reference,
                 _ => KeyMode::Averaged,
             },
             clamp: self.clamp.unwrap_or(clamp),
@@ -256,6 +284,7 @@ const TOP: i64 = 5;
 const TEXT: usize = 40;
 
 pub(super) fn run(arguments: &EditArguments, common: &Common) -> Result<()> {
+    arguments.warn(common);
     let opened = arguments.source.open(common)?;
     if let Some(list) = &arguments.facts {
         return many::run(arguments, list, &opened, common);
@@ -288,6 +317,9 @@ pub(super) fn run(arguments: &EditArguments, common: &Common) -> Result<()> {
     }
     let plan = arguments.plan(&opened, common)?;
     let truth = match &arguments.truth {
+        Some(truth) if truth.trim().is_empty() => {
+            return Err(Error::config("--true", "is empty"));
+        }
         Some(truth) => truth.clone(),
         None => likeliest(&opened, &prompt)?
             .into_iter()

@@ -1,5 +1,6 @@
 //! `densely interp localize`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result};
@@ -16,6 +17,7 @@ use super::edit::moments::MomentsArguments;
 use super::measured_noise;
 use crate::Common;
 use crate::commands::lm::Source;
+use crate::commands::train::interp::Found;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -50,9 +52,9 @@ pub(crate) struct Localize {
     /// Draws of noise.
     #[arg(long, default_value_t = 10)]
     samples: i64,
-    /// Texts before the prompt in ROME's search, beside the bare prompt; fewer are quicker.
-    #[arg(long, default_value_t = 20)]
-    prefixes: usize,
+    /// Texts before the prompt in ROME's search, beside the bare prompt: 20 when left out; fewer are quicker.
+    #[arg(long, value_name = "N")]
+    prefixes: Option<usize>,
     /// Facts whose answer is less probable are left out.
     #[arg(long, default_value_t = 0.02)]
     min_probability: f64,
@@ -89,9 +91,20 @@ impl Localize {
             options.seed = seed;
         }
         options.min_probability = self.min_probability;
-        options.prefixes = self.prefixes;
+        options.prefixes = self.prefixes.unwrap_or(options.prefixes);
         options.validate(&opened.model)?;
         Ok(options)
+    }
+
+    /// Says which options change nothing.
+    fn warn(&self, methods: &[Method]) {
+        let moments = self.moments.given();
+        let moments = moments.filter(|_| !methods.iter().any(|method| method.needs_moments()));
+        let prefixes = self.prefixes.map(|_| "--prefixes");
+        let prefixes = prefixes.filter(|_| !methods.contains(&Method::Rome));
+        let names: Vec<&str> = methods.iter().map(|method| method.name()).collect();
+        let beside = format!("--methods {}", names.join(","));
+        super::without_effect(&beside, moments.into_iter().chain(prefixes));
     }
 }
 
@@ -110,7 +123,66 @@ fn cases(path: &Path, seed: u64) -> Result<(Vec<Case>, &'static str)> {
     }
 }
 
+/// A study that was made.
+struct Made {
+    folder: PathBuf,
+    outcome: Outcome,
+    summary: Summary,
+    parameters: u64,
+}
+
 pub(super) fn run(arguments: &Localize, common: &Common) -> Result<()> {
+    let made = make(arguments, common)?;
+    print(&made.folder, &made.outcome, &made.summary, common);
+    Ok(())
+}
+
+/// The study of a recipe.
+pub(crate) fn study(arguments: &Localize, common: &Common) -> Result<Found> {
+    let made = make(arguments, common)?;
+    let mut figures = BTreeMap::new();
+    for pair in &made.summary.pairs {
+        let mut put = |name: &str, value: Option<f64>| {
+            if let Some(value) = value {
+                figures.insert(format!("{}.{}.{name}", pair.variant, pair.method), value);
+            }
+        };
+        put("r2_layer", pair.layer.r2);
+        put("r2_trace", pair.trace.r2);
+        put("r2_both", pair.both.r2);
+        let best = pair.layers.iter().map(|found| found.rewrite.mean);
+        put("best_rewrite", best.max_by(f64::total_cmp));
+    }
+    let variants: BTreeSet<Variant> = made.summary.pairs.iter().map(|pair| pair.variant).collect();
+    let mut names: Vec<String> = variants.iter().map(Variant::to_string).collect();
+    let averages = made.outcome.averages.as_ref();
+    let kinds = averages
+        .into_iter()
+        .flat_map(|averages| averages.kinds.keys());
+    names.extend(kinds.map(|kind| format!("tracing-{kind}")));
+    let folder = made.folder.join("plots");
+    let plots = names
+        .iter()
+        .map(|name| folder.join(format!("{name}.svg")))
+        .collect();
+    let traced = averages.map(|averages| format!("### Tracing\n\n{}", averages.markdown()));
+    Ok(Found {
+        figures,
+        report: format!(
+            "{} facts edited, {} left out. {}\n\n{}\n{}{}",
+            made.outcome.edited,
+            made.outcome.skipped.len(),
+            made.summary.verdict(),
+            made.summary.markdown(),
+            made.summary.layers_markdown(),
+            traced.unwrap_or_default()
+        ),
+        plots,
+        parameters: made.parameters,
+    })
+}
+
+fn make(arguments: &Localize, common: &Common) -> Result<Made> {
     let (mut all, drawn) = cases(&arguments.facts, common.seed.unwrap_or(0))?;
     let subjects: Vec<_> = all.iter().map(|case| case.fact.clone()).collect();
     let count = arguments.limit.unwrap_or(all.len()).min(all.len());
@@ -121,6 +193,7 @@ pub(super) fn run(arguments: &Localize, common: &Common) -> Result<()> {
     all.truncate(count);
     let opened = arguments.source.open(common)?;
     let mut options = arguments.options(&opened, common)?;
+    arguments.warn(&options.methods);
     let folder = arguments.out.clone().unwrap_or_else(|| {
         let stem = arguments.facts.file_stem().unwrap_or_default();
         PathBuf::from(format!("runs/localize-{}", stem.to_string_lossy()))
@@ -152,8 +225,12 @@ pub(super) fn run(arguments: &Localize, common: &Common) -> Result<()> {
     let summary = summarise(&outcome.points)?;
     let about = about(arguments, &opened, &noise, &options, drawn);
     write_report(&folder, &about, &outcome, &summary)?;
-    print(&folder, &outcome, &summary, common);
-    Ok(())
+    Ok(Made {
+        parameters: model.config().parameter_count(),
+        folder,
+        outcome,
+        summary,
+    })
 }
 
 /// Lines of the report on model and settings.

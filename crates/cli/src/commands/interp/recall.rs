@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use densely_core::{Error, Result};
-use densely_interp::facts::{Fact, read_facts};
+use densely_interp::facts::{Fact, sift_facts};
 use densely_interp::recall::{
     DecomposeOptions, HeadEffects, Metric, Mitigation, Patching, Question, decompose, head_effects,
     last_layer, mitigate, top_tokens,
@@ -19,7 +19,8 @@ use crate::commands::lm::Source;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: densely interp recall gpt2 --facts capitals.csv --layer 9 --heads\n\
-                  The facts should be of one kind, such as capitals of countries; --relation chooses one of a mixed list."
+                  The facts should be of one kind, such as capitals of countries; --relation chooses one of a mixed list.\n\
+                  Facts that cannot be asked are skipped, counted, and named with the reason."
 )]
 pub(crate) struct Recall {
     #[command(flatten)]
@@ -46,7 +47,7 @@ pub(crate) struct Recall {
     #[arg(long)]
     heads: bool,
     /// What else may change when a head is swapped: all (activation), MLPs (path) or nothing (direct).
-    #[arg(long, default_value = "activation")]
+    #[arg(long, default_value = "activation", requires = "heads")]
     patching: Patching,
     /// Factor of those last-layer heads that hold the answer back, to see what scaling them down gives.
     #[arg(long, default_value_t = 0.5)]
@@ -61,10 +62,39 @@ const SWAPS: usize = 20;
 /// Lines of a table.
 const SHOWN: usize = 10;
 
+/// Facts that are left out: the first ones are named.
+#[derive(Debug, Default)]
+struct Skipped {
+    count: usize,
+}
+
+impl Skipped {
+    /// Facts that are named.
+    const NAMED: usize = 10;
+
+    fn add(&mut self, reason: &str) {
+        if self.count < Self::NAMED {
+            tracing::warn!("skipped: {reason}");
+        }
+        self.count += 1;
+    }
+
+    fn end(&self) {
+        if self.count > Self::NAMED {
+            tracing::warn!("skipped: {} more facts", self.count - Self::NAMED);
+        }
+    }
+}
+
 pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
-    let all = read_facts(&arguments.facts)?;
+    let sifted = sift_facts(&arguments.facts)?;
+    let mut skipped = Skipped::default();
+    for error in &sifted.broken {
+        skipped.add(&error.to_string());
+    }
     let relation = arguments.relation.as_deref();
-    let chosen: Vec<&Fact> = all
+    let chosen: Vec<&Fact> = sifted
+        .facts
         .iter()
         .filter(|fact| relation.is_none_or(|relation| fact.relation.as_deref() == Some(relation)))
         .collect();
@@ -73,11 +103,13 @@ pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
         return Err(Error::data(&arguments.facts, reason));
     }
     let opened = arguments.source.open(common)?;
-    let (questions, asked) = answered(&opened, &chosen, arguments.limit)?;
+    let (questions, asked) = answered(&opened, &chosen, arguments.limit, &mut skipped)?;
+    skipped.end();
     if questions.len() < 2 {
         let reason = format!(
-            "the model answers {} of {asked}; at least 2 are needed",
-            questions.len()
+            "the model answers {} of {asked}; at least 2 are needed ({} were skipped)",
+            questions.len(),
+            skipped.count
         );
         return Err(Error::data(&arguments.facts, reason));
     }
@@ -98,6 +130,7 @@ pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
         "facts": arguments.facts,
         "asked": asked,
         "answered": questions.len(),
+        "skipped": skipped.count,
     });
     let loud = !common.json;
     if loud {
@@ -118,39 +151,53 @@ pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
     }
     if common.json {
         println!("{found}");
+    } else if skipped.count > 0 {
+        println!("\nfacts skipped: {}", skipped.count);
     }
     Ok(())
 }
 
 /// Questions that the model answers by the likeliest token, and how many were asked.
-fn answered(opened: &Opened, facts: &[&Fact], limit: usize) -> Result<(Vec<Question>, usize)> {
+fn answered(
+    opened: &Opened,
+    facts: &[&Fact],
+    limit: usize,
+    skipped: &mut Skipped,
+) -> Result<(Vec<Question>, usize)> {
     let (mut questions, mut asked) = (Vec::new(), 0);
     for fact in facts {
         if questions.len() >= limit {
             break;
         }
-        let Some(attribute) = &fact.attribute else {
-            continue;
-        };
-        asked += 1;
-        let prompt = Prompt::new(
-            &opened.tokenizer,
-            &fact.prompt,
-            &fact.subject,
-            Some(attribute),
-        )?;
-        let (model, tokenizer) = (&opened.model, &opened.tokenizer);
-        // The answer's first token, whose text may be a part of the attribute.
-        let first = prompt.answer.first().copied().unwrap_or_default();
-        let text = tokenizer.decode(&[first])?;
-        if predicts(model, tokenizer, &prompt, &text, Score::First)?.is_ok() {
-            questions.push(Question {
-                ids: prompt.ids,
-                answer: first,
-            });
+        match ask(opened, fact) {
+            Ok(question) => {
+                asked += 1;
+                questions.extend(question);
+            }
+            Err(error @ (Error::Config { .. } | Error::Data { .. })) => {
+                skipped.add(&format!("fact {} ({}): {error}", fact.id, fact.subject));
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok((questions, asked))
+}
+
+/// The question of a fact; `None` where the model gives another answer.
+fn ask(opened: &Opened, fact: &Fact) -> Result<Option<Question>> {
+    let (model, tokenizer) = (&opened.model, &opened.tokenizer);
+    let Some(attribute) = &fact.attribute else {
+        return Err(Error::data("", "has no `attribute` to be answered with"));
+    };
+    let prompt = Prompt::new(tokenizer, &fact.prompt, &fact.subject, Some(attribute))?;
+    // The answer's first token, whose text may be a part of the attribute.
+    let answer = prompt.answer.first().copied().unwrap_or_default();
+    let text = tokenizer.decode(&[answer])?;
+    let found = predicts(model, tokenizer, &prompt, &text, Score::First)?;
+    Ok(found.is_ok().then_some(Question {
+        ids: prompt.ids,
+        answer,
+    }))
 }
 
 fn mlp(

@@ -17,6 +17,7 @@ use serde_json::json;
 use super::{measured_noise, model_name};
 use crate::Common;
 use crate::commands::lm::Source;
+use crate::commands::train::interp::Found;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -203,7 +204,72 @@ fn one(arguments: &Trace, fact: &Fact, options: &TraceOptions, common: &Common) 
     Ok(())
 }
 
+/// Averages over a list that were made.
+struct Made {
+    folder: PathBuf,
+    averages: Averages,
+    skipped: usize,
+    /// In the folder.
+    plots: Vec<String>,
+    parameters: u64,
+    whole: serde_json::Value,
+}
+
 fn many(arguments: &Trace, list: &Path, options: &TraceOptions, common: &Common) -> Result<()> {
+    let made = average(arguments, list, options, common)?;
+    if common.json {
+        println!("{}", made.whole);
+        return Ok(());
+    }
+    println!("{}", made.averages.markdown());
+    println!(
+        "{} facts traced, {} skipped; report in {}",
+        made.averages.facts,
+        made.skipped,
+        made.folder.join("report.md").display()
+    );
+    Ok(())
+}
+
+/// The averages of a recipe.
+pub(crate) fn study(arguments: &Trace, common: &Common) -> Result<Found> {
+    let options = arguments.options(common)?;
+    let list = arguments.facts.as_deref();
+    let list = list.ok_or_else(|| Error::config("facts", "is missing: a recipe is of a list"))?;
+    let made = average(arguments, list, &options, common)?;
+    let mut figures =
+        BTreeMap::from([("total_effect".to_owned(), made.averages.total_effect.mean)]);
+    for (kind, groups) in &made.averages.kinds {
+        for group in groups {
+            if let Some((_, effect)) = group.best() {
+                let place = group.place.name().replace(' ', "_");
+                figures.insert(format!("{kind}.{place}"), effect.mean);
+            }
+        }
+    }
+    Ok(Found {
+        figures,
+        report: format!(
+            "{} facts traced, {} skipped.\n\n{}",
+            made.averages.facts,
+            made.skipped,
+            made.averages.markdown()
+        ),
+        plots: made
+            .plots
+            .iter()
+            .map(|plot| made.folder.join(plot))
+            .collect(),
+        parameters: made.parameters,
+    })
+}
+
+fn average(
+    arguments: &Trace,
+    list: &Path,
+    options: &TraceOptions,
+    common: &Common,
+) -> Result<Made> {
     let all = read_facts(list)?;
     let count = arguments.limit.unwrap_or(all.len()).min(all.len());
     if count == 0 {
@@ -273,17 +339,14 @@ fn many(arguments: &Trace, list: &Path, options: &TraceOptions, common: &Common)
     });
     let path = folder.join("averages.json");
     densely_core::fs::write(&path, format!("{whole:#}\n").as_bytes())?;
-    if common.json {
-        println!("{whole}");
-        return Ok(());
-    }
-    println!("{}", averages.markdown());
-    println!(
-        "{} facts traced, {skipped} skipped; report in {}",
-        traces.len(),
-        folder.join("report.md").display()
-    );
-    Ok(())
+    Ok(Made {
+        parameters: opened.model.config().parameter_count(),
+        folder,
+        averages,
+        skipped,
+        plots,
+        whole,
+    })
 }
 
 fn say(row: &Row, done: usize, of: usize, common: &Common) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use densely_core::{Error, Result, seeded};
 use densely_lm::perplexity::perplexity;
-use densely_lm::{Lm, LmConfig, RopeScaling, open};
+use densely_lm::{Lm, LmConfig, RopeScaling, Tokenizer, open};
 use densely_testkit::{assert_bits, assert_close};
 use serde_json::json;
 use tch::nn::VarStore;
@@ -219,6 +219,33 @@ fn gpt2_computes_the_same_bits() -> Result<()> {
     }
     let config = assert_same(&model, &writer)?;
     assert!(config.tied);
+    Ok(())
+}
+
+#[test]
+fn prompts_start_as_the_file_asks_and_do_not_end() -> Result<()> {
+    let place = Place::new()?;
+    let text = [259i64, 111];
+    let started = [END, 259, 111];
+    for (bos, eos, expected) in [
+        (None, None, text.as_slice()),
+        (Some(false), Some(true), &text),
+        (Some(true), None, &started),
+        (Some(true), Some(true), &started),
+        (Some(true), Some(false), &started),
+    ] {
+        let mut writer = Writer::default();
+        writer.tokenizer();
+        for (name, asked) in [("add_bos_token", bos), ("add_eos_token", eos)] {
+            if let Some(asked) = asked {
+                writer.flag(&format!("tokenizer.ggml.{name}"), asked);
+            }
+        }
+        let tokenizer = Tokenizer::from_gguf(&place.open(&writer.bytes())?)?;
+        assert_eq!(tokenizer.encode("hello")?, expected, "{bos:?} {eos:?}");
+        assert_eq!(tokenizer.encode_plain("hello")?, text);
+        assert_eq!(tokenizer.eos(), Some(END));
+    }
     Ok(())
 }
 

@@ -95,7 +95,13 @@ pub(super) fn run(
 }
 
 fn judge(opened: &Opened, record: &CounterFact) -> Result<RecordScores> {
-    weigh(&opened.model, &opened.tokenizer, &Questions::of(record)?)
+    let questions = Questions::of(record)?;
+    weigh(&opened.model, &opened.tokenizer, &questions).map_err(|error| match error {
+        error @ (Error::Config { .. } | Error::Data { .. }) => {
+            Error::data("", format!("record {}: {error}", record.case_id))
+        }
+        error => error,
+    })
 }
 
 /// Scores of records with their edit in the model, and the entropies of what it then writes.

@@ -62,6 +62,15 @@ pub(crate) struct Source {
 }
 
 impl MomentsArguments {
+    /// The option that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        match (&self.moments, &self.moments_text) {
+            (Some(_), _) => Some("--moments"),
+            (None, Some(_)) => Some("--moments-text"),
+            (None, None) => None,
+        }
+    }
+
     /// Measures what is missing, and says what there is.
     pub(crate) fn source(
         &self,

@@ -1,0 +1,185 @@
+//! Recipes of the domain `interp`: `densely interp trace` or `localize` over a list of facts, with the options that the recipe writes out.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::{Args, FromArgMatches};
+use densely_core::{Error, Result};
+use densely_train::machine;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use toml::{Table, Value as Setting};
+
+use super::{Arguments, over_seeds};
+use crate::Common;
+use crate::commands::interp::localize::{self, Localize};
+use crate::commands::interp::trace::{self, Trace};
+use crate::recipe::{Recipe, StudySection};
+
+/// `[data]`: paths in the folder that `--data-dir` names.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StudyData {
+    /// Folder or GGUF file of the language model.
+    model: String,
+    /// List of facts.
+    facts: String,
+    /// Text on which second moments of keys are measured.
+    #[serde(default)]
+    moments_text: Option<String>,
+}
+
+/// What one seed found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Figures by name; more is better.
+    pub(crate) figures: BTreeMap<String, f64>,
+    /// Markdown: the tables, and what they say.
+    pub(crate) report: String,
+    /// Pictures.
+    pub(crate) plots: Vec<PathBuf>,
+    /// Of the model.
+    pub(crate) parameters: u64,
+}
+
+pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Result<()> {
+    if arguments.export.is_some() {
+        return Err(Error::config("--export", "is not for recipes of interp"));
+    }
+    let (section, options, data) = recipe.study(&arguments.recipe)?;
+    let out = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+    let resume = arguments.resume.from()?.is_some();
+    let begun = Instant::now();
+    let mut all = Vec::new();
+    for seed in &recipe.seeds {
+        let folder = out.join(format!("seed-{seed}"));
+        let own = Common {
+            seed: Some(*seed),
+            ..common.clone()
+        };
+        // What is not there yet is begun.
+        let resume = resume && folder.exists();
+        let words = words(options, &data, &arguments.data_dir, &folder, resume);
+        let found = match section {
+            StudySection::Trace => trace::study(&parse::<Trace>(section, words)?, &own),
+            StudySection::Localize => localize::study(&parse::<Localize>(section, words)?, &own),
+        };
+        all.push((*seed, found.map_err(|error| recipe.explain(error))?));
+    }
+    report(recipe, &all, begun.elapsed().as_secs_f64(), common)
+}
+
+/// The words of the command: `threshold = 0.1` of a recipe is `--threshold=0.1`, a list is joined by commas, and `true` is a switch.
+fn words(
+    options: &Table,
+    data: &StudyData,
+    folder: &Path,
+    out: &Path,
+    resume: bool,
+) -> Vec<OsString> {
+    let mut words = vec![folder.join(&data.model).into_os_string()];
+    let mut option = |name: &str, value: OsString| {
+        let mut word = OsString::from(format!("--{name}="));
+        word.push(value);
+        words.push(word);
+    };
+    option("facts", folder.join(&data.facts).into_os_string());
+    option("out", out.as_os_str().to_owned());
+    if let Some(text) = &data.moments_text {
+        option("moments-text", folder.join(text).into_os_string());
+    }
+    let mut switches: Vec<&str> = if resume { vec!["resume"] } else { Vec::new() };
+    for (name, value) in options {
+        match value {
+            Setting::Boolean(true) => switches.push(name),
+            Setting::Boolean(false) => {}
+            value => option(&name.replace('_', "-"), text(value).into()),
+        }
+    }
+    let switches = switches
+        .iter()
+        .map(|name| format!("--{}", name.replace('_', "-")).into());
+    words.extend(switches);
+    words
+}
+
+/// A value as a command takes it.
+fn text(value: &Setting) -> String {
+    match value {
+        Setting::String(text) => text.clone(),
+        Setting::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(","),
+        value => value.to_string(),
+    }
+}
+
+/// The options of a command by its words.
+fn parse<T: Args + FromArgMatches>(section: StudySection, words: Vec<OsString>) -> Result<T> {
+    let command = clap::Command::new(section.name()).no_binary_name(true);
+    let parsed = T::augment_args(command)
+        .try_get_matches_from(words)
+        .and_then(|matches| T::from_arg_matches(&matches));
+    parsed.map_err(|error| {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let reason = first.strip_prefix("error: ").unwrap_or(first);
+        Error::config(
+            section.name(),
+            format!("as options of the command: {reason}"),
+        )
+    })
+}
+
+fn report(recipe: &Recipe, all: &[(u64, Found)], seconds: f64, common: &Common) -> Result<()> {
+    let Some((_, first)) = all.first() else {
+        return Ok(());
+    };
+    let mut metrics = Map::new();
+    for name in first.figures.keys() {
+        let found: Vec<(u64, f64)> = all
+            .iter()
+            .filter_map(|(seed, found)| Some((*seed, *found.figures.get(name)?)))
+            .collect();
+        let values: Vec<f64> = found.iter().map(|(_, value)| *value).collect();
+        let seeds: Vec<Value> = found
+            .iter()
+            .map(|(seed, value)| json!({ "seed": seed, "value": value }))
+            .collect();
+        let direction = (name.as_str(), json!("higher"));
+        metrics.insert(
+            name.clone(),
+            over_seeds(recipe, direction, &values, &seeds, common),
+        );
+    }
+    let several = all.len() > 1;
+    let report: Vec<String> = all
+        .iter()
+        .map(|(seed, found)| {
+            let head = several.then(|| format!("### Seed {seed}\n\n"));
+            head.unwrap_or_default() + found.report.trim_end()
+        })
+        .collect();
+    let report = report.join("\n\n");
+    if !common.json {
+        println!("{report}");
+        return Ok(());
+    }
+    let device = common.device.open()?;
+    let summary = json!({
+        "name": recipe.name,
+        "metrics": metrics,
+        "seconds": seconds,
+        "peak_mb": machine::peak_rss_mb(),
+        "params": first.parameters,
+        "device": machine::device_name(device),
+        "threads": tch::get_num_threads(),
+        "plots": first.plots,
+        "report": report,
+    });
+    println!("{summary}");
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Recipes of the domain `interp` on a tiny model.
+
+use super::{Bench, stderr};
+
+use serde_json::Value;
+
+const FACTS: &str = "subject,prompt,attribute\n\
+                     tower,The tower stands in,Rome\n\
+                     ridge,The ridge stands in,Oslo\n\
+                     court,The court stands in,Bonn\n";
+
+fn recipe(section: &str) -> String {
+    format!(
+        "name = \"study\"\ntitle = \"A study\"\ndomain = \"interp\"\nseeds = [1, 2]\n\
+         [data]\nmodel = \"tiny\"\nfacts = \"facts.csv\"\n{section}"
+    )
+}
+
+const TRACE: &str = "[trace]\nsamples = 2\nwindow = 2\nkinds = [\"block\", \"mlp\"]\n";
+const LOCALIZE: &str = "[localize]\nvariants = [\"fact-amplification\"]\nmethods = [\"ft-1\"]\nlayers = [0, 1]\n\
+                        samples = 2\nwindow = 1\nmin_probability = 0.0\n";
+
+/// A tiny model that knows the facts.
+fn bench() -> Bench {
+    let bench = Bench::new();
+    bench.taught(&[
+        "The tower stands in Rome",
+        "The ridge stands in Oslo",
+        "The court stands in Bonn",
+    ]);
+    bench.write("facts.csv", FACTS);
+    bench
+}
+
+fn run(bench: &Bench, text: &str, rest: &[&str]) -> Value {
+    bench.write("study.toml", text);
+    let words = [
+        "train",
+        "study.toml",
+        "--json",
+        "--device",
+        "cpu",
+        "--quiet",
+    ];
+    bench.json(&[words.as_slice(), rest].concat())
+}
+
+#[test]
+fn a_trace_is_made_for_each_seed_and_goes_on() {
+    let bench = bench();
+    let found = run(&bench, &recipe(TRACE), &[]);
+    let seeds = found["metrics"]["block.last_subject_token"]["seeds"].as_array();
+    assert_eq!(seeds.map(Vec::len), Some(2), "{found}");
+    assert!(found["params"].as_u64() > Some(100), "{found}");
+    let report = found["report"].as_str().unwrap();
+    assert!(
+        report.contains("### Seed 2") && report.contains("3 facts traced"),
+        "{report}"
+    );
+    let plot = found["plots"][0].as_str().unwrap();
+    assert!(bench.path(plot).exists(), "{plot}");
+    let again = run(&bench, &recipe(TRACE), &["--resume"]);
+    assert_eq!(found["metrics"], again["metrics"]);
+    // What is there is not made again without being asked.
+    let words = ["train", "study.toml", "--device", "cpu"];
+    let error = stderr(&bench.densely(&words).code(1));
+    assert!(error.contains("--resume"), "{error}");
+}
+
+#[test]
+fn a_localisation_study_says_what_it_found() {
+    let bench = bench();
+    let found = run(&bench, &recipe(LOCALIZE), &["--set", "seeds=[3]"]);
+    let metrics = found["metrics"].as_object().unwrap();
+    for name in ["best_rewrite", "r2_layer", "r2_both"] {
+        let value = &metrics[&format!("fact-amplification.ft-1.{name}")]["mean"];
+        assert!(value.is_number(), "{name}: {found}");
+    }
+    let report = found["report"].as_str().unwrap();
+    for part in ["finding", "95 % interval", "| 1 |", "### Tracing"] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    assert!(
+        bench
+            .path("runs/study/seed-3/plots/tracing-mlp.svg")
+            .exists()
+    );
+    assert!(bench.path("runs/study/seed-3/report.md").exists());
+}
+
+#[test]
+fn recipes_that_do_not_fit_are_told_why() {
+    let bench = Bench::new();
+    bench.model();
+    bench.write("facts.csv", FACTS);
+    let says = |text: &str, parts: &[&str]| {
+        bench.write("study.toml", text);
+        let words = ["train", "study.toml", "--device", "cpu"];
+        let error = stderr(&bench.densely(&words).code(1));
+        for part in parts {
+            assert!(error.contains(part), "`{part}` is not in {error}");
+        }
+    };
+    says(&recipe(""), &["[trace]", "[localize]"]);
+    says(&recipe(&format!("{TRACE}{LOCALIZE}")), &["not both"]);
+    says(
+        &recipe(&format!("{TRACE}[train]\nepochs = 3\n")),
+        &["nothing is trained"],
+    );
+    says(
+        &recipe(&format!("{TRACE}sample = 3\n")),
+        &["trace", "--sample"],
+    );
+    says(&recipe(&TRACE.replace("\"mlp\"", "\"mlq\"")), &["mlq"]);
+    let other = recipe(TRACE).replace("domain = \"interp\"", "domain = \"fields\"");
+    says(&other, &["domain interp", "fields"]);
+    says(
+        &recipe(TRACE).replace("facts = ", "fact = "),
+        &["study.toml", "fact"],
+    );
+    let missing = recipe(TRACE).replace(
+        "model = \"tiny\"",
+        "datasets = [\"smollm2\"]\nmodel = \"smollm2/no.gguf\"",
+    );
+    says(&missing, &["no.gguf", "cargo xtask data get smollm2"]);
+}
