@@ -238,9 +238,13 @@ fn one(recipe: &Recipe, arguments: &Arguments) -> Result<Reproduction> {
         .with_context(|| format!("cannot remove {}", stamp_path(&folder).display()))?;
     let mut result = assemble(recipe, arguments, &outcome, commit)?;
     if resumed {
-        result.notes.push(
-            "The run was interrupted and went on; its time is that of all finished epochs, its peak memory that of the last part.".to_owned(),
-        );
+        let time = match head.domain.as_str() {
+            "interp" => "its time and its peak memory are those of the last part",
+            _ => "its time is that of all finished epochs, its peak memory that of the last part",
+        };
+        result
+            .notes
+            .push(format!("The run was interrupted and went on; {time}."));
     }
     if let Some(comparison) = &result.comparison {
         say!("\n{}\n", aligned(&page::compared(comparison)));

@@ -456,7 +456,7 @@ impl fmt::Debug for Study<'_> {
 pub struct Outcome {
     /// Points of the cases and settings that were asked for, in the order of the file.
     pub points: Vec<Point>,
-    /// Average indirect effects of the facts that were traced; `None` where none was.
+    /// Average indirect effects of the facts that were traced and whose answer is probable enough; `None` where there are none.
     pub averages: Option<Averages>,
     /// Facts that were edited.
     pub edited: usize,

@@ -123,9 +123,10 @@ impl Sampling {
 }
 
 /// A number that is the lower the likelier a token is: all logits in their order, the highest first, and the token's number where they are
-/// equal. Zero counts as higher than minus zero.
+/// equal.
 fn key(logit: f32, id: u32) -> u64 {
-    let bits = logit.to_bits();
+    // Minus zero equals zero.
+    let bits = (logit + 0.0).to_bits();
     // The bits of negative numbers rise as the numbers fall; those of positive ones are turned round below them.
     let falling = if bits >> 31 == 1 {
         bits
@@ -390,7 +391,7 @@ mod tests {
         // Below zero too, and at the two zeros.
         let low = [-2.0, -1.0, -1.0, f32::NEG_INFINITY];
         assert_eq!(Sampling::greedy().choose(&low, || 0.0)?, 1);
-        assert_eq!(Sampling::greedy().choose(&[-0.0, 0.0], || 0.0)?, 1);
+        assert_eq!(Sampling::greedy().choose(&[-0.0, 0.0], || 0.0)?, 0);
         Ok(())
     }
 
@@ -408,7 +409,10 @@ mod tests {
     /// The draw with all tokens in order.
     fn plainly(sampling: &Sampling, logits: &[f32], uniform: f64) -> i64 {
         let mut ids: Vec<usize> = (0..logits.len()).collect();
-        ids.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+        ids.sort_by(|a, b| {
+            let (first, second) = (logits[*a] + 0.0, logits[*b] + 0.0);
+            second.total_cmp(&first).then(a.cmp(b))
+        });
         if sampling.temperature == 0.0 {
             return ids[0] as i64;
         }

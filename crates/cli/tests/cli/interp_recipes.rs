@@ -1,36 +1,21 @@
 //! Recipes of the domain `interp` on a tiny model.
 
+use super::own_interp::taught;
 use super::{Bench, stderr};
 
 use serde_json::Value;
 
-const FACTS: &str = "subject,prompt,attribute\n\
-                     tower,The tower stands in,Rome\n\
-                     ridge,The ridge stands in,Oslo\n\
-                     court,The court stands in,Bonn\n";
-
 fn recipe(section: &str) -> String {
     format!(
         "name = \"study\"\ntitle = \"A study\"\ndomain = \"interp\"\nseeds = [1, 2]\n\
-         [data]\nmodel = \"tiny\"\nfacts = \"facts.csv\"\n{section}"
+         [data]\nmodel = \"tiny\"\nfacts = \"atlas.csv\"\n{section}"
     )
 }
 
-const TRACE: &str = "[trace]\nsamples = 2\nwindow = 2\nkinds = [\"block\", \"mlp\"]\n";
-const LOCALIZE: &str = "[localize]\nvariants = [\"fact-amplification\"]\nmethods = [\"ft-1\"]\nlayers = [0, 1]\n\
+const TRACE: &str =
+    "[trace]\nsamples = 2\nwindow = 2\nscore = \"product\"\nkinds = [\"block\", \"mlp\"]\n";
+const LOCALIZE: &str = "[localize]\nvariants = [\"fact-erasure\"]\nmethods = [\"ft-1\"]\nlayers = [0, 1]\n\
                         samples = 2\nwindow = 1\nmin_probability = 0.0\n";
-
-/// A tiny model that knows the facts.
-fn bench() -> Bench {
-    let bench = Bench::new();
-    bench.taught(&[
-        "The tower stands in Rome",
-        "The ridge stands in Oslo",
-        "The court stands in Bonn",
-    ]);
-    bench.write("facts.csv", FACTS);
-    bench
-}
 
 fn run(bench: &Bench, text: &str, rest: &[&str]) -> Value {
     bench.write("study.toml", text);
@@ -47,7 +32,7 @@ fn run(bench: &Bench, text: &str, rest: &[&str]) -> Value {
 
 #[test]
 fn a_trace_is_made_for_each_seed_and_goes_on() {
-    let bench = bench();
+    let bench = taught();
     let found = run(&bench, &recipe(TRACE), &[]);
     let seeds = found["metrics"]["block.last_subject_token"]["seeds"].as_array();
     assert_eq!(seeds.map(Vec::len), Some(2), "{found}");
@@ -69,11 +54,11 @@ fn a_trace_is_made_for_each_seed_and_goes_on() {
 
 #[test]
 fn a_localisation_study_says_what_it_found() {
-    let bench = bench();
+    let bench = taught();
     let found = run(&bench, &recipe(LOCALIZE), &["--set", "seeds=[3]"]);
     let metrics = found["metrics"].as_object().unwrap();
     for name in ["best_rewrite", "r2_layer", "r2_both"] {
-        let value = &metrics[&format!("fact-amplification.ft-1.{name}")]["mean"];
+        let value = &metrics[&format!("fact-erasure.ft-1.{name}")]["mean"];
         assert!(value.is_number(), "{name}: {found}");
     }
     let report = found["report"].as_str().unwrap();
@@ -90,9 +75,7 @@ fn a_localisation_study_says_what_it_found() {
 
 #[test]
 fn recipes_that_do_not_fit_are_told_why() {
-    let bench = Bench::new();
-    bench.model();
-    bench.write("facts.csv", FACTS);
+    let bench = taught();
     let says = |text: &str, parts: &[&str]| {
         bench.write("study.toml", text);
         let words = ["train", "study.toml", "--device", "cpu"];

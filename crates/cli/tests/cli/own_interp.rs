@@ -203,7 +203,7 @@ const ATLAS: &str = "subject,prompt,attribute\n\
                      court,The court stands in,Bonn\n";
 
 /// A tiny model that knows the three facts of `atlas.csv`.
-fn taught() -> Bench {
+pub(super) fn taught() -> Bench {
     let bench = Bench::new();
     bench.taught(&[
         "The tower stands in Rome",

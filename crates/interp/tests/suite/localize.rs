@@ -474,7 +474,7 @@ fn a_fact_that_was_edited_keeps_what_it_is_edited_to_and_judged_by() -> Result<(
     let mut two = one.clone();
     two.layers = vec![0, 1];
     refused(
-        &answer,
+        &answer[..1],
         &two,
         &["error-injection", "\"Rome\"", "\"Berlin\""],
     );

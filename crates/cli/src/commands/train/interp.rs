@@ -1,6 +1,6 @@
 //! Recipes of the domain `interp`: `densely interp trace` or `localize` over a list of facts, with the options that the recipe writes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -48,12 +48,17 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     if arguments.export.is_some() {
         return Err(Error::config("--export", "is not for recipes of interp"));
     }
-    let (section, options, data) = recipe.study(&arguments.recipe)?;
+    let (section, options, data): (_, _, StudyData) = recipe.study(&arguments.recipe)?;
     let out = arguments
         .out
         .clone()
         .unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let resume = arguments.resume.from()?.is_some();
+    // To the model's opener a path that is not there is a wrong setting; here it is a file of a data set.
+    let model = arguments.data_dir.join(&data.model);
+    std::fs::metadata(&model)
+        .map_err(Error::io(&model))
+        .map_err(|error| recipe.explain(error))?;
     let begun = Instant::now();
     let mut all = Vec::new();
     for seed in &recipe.seeds {
@@ -64,7 +69,12 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
         };
         // What is not there yet is begun.
         let resume = resume && folder.exists();
-        let words = words(options, &data, &arguments.data_dir, &folder, resume);
+        let place = Place {
+            data: &arguments.data_dir,
+            folder: &folder,
+            moments: &out.join("moments"),
+        };
+        let words = words(options, &data, &place, resume);
         let found = match section {
             StudySection::Trace => trace::study(&parse::<Trace>(section, words)?, &own),
             StudySection::Localize => localize::study(&parse::<Localize>(section, words)?, &own),
@@ -74,24 +84,28 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
     report(recipe, &all, begun.elapsed().as_secs_f64(), common)
 }
 
+/// Where a study reads and writes.
+struct Place<'a> {
+    data: &'a Path,
+    /// Of the seed.
+    folder: &'a Path,
+    /// Second moments, which all seeds share.
+    moments: &'a Path,
+}
+
 /// The words of the command: `threshold = 0.1` of a recipe is `--threshold=0.1`, a list is joined by commas, and `true` is a switch.
-fn words(
-    options: &Table,
-    data: &StudyData,
-    folder: &Path,
-    out: &Path,
-    resume: bool,
-) -> Vec<OsString> {
-    let mut words = vec![folder.join(&data.model).into_os_string()];
+fn words(options: &Table, data: &StudyData, place: &Place, resume: bool) -> Vec<OsString> {
+    let mut words = vec![place.data.join(&data.model).into_os_string()];
     let mut option = |name: &str, value: OsString| {
         let mut word = OsString::from(format!("--{name}="));
         word.push(value);
         words.push(word);
     };
-    option("facts", folder.join(&data.facts).into_os_string());
-    option("out", out.as_os_str().to_owned());
+    option("facts", place.data.join(&data.facts).into_os_string());
+    option("out", place.folder.as_os_str().to_owned());
     if let Some(text) = &data.moments_text {
-        option("moments-text", folder.join(text).into_os_string());
+        option("moments-text", place.data.join(text).into_os_string());
+        option("moments-dir", place.moments.as_os_str().to_owned());
     }
     let mut switches: Vec<&str> = if resume { vec!["resume"] } else { Vec::new() };
     for (name, value) in options {
@@ -125,8 +139,11 @@ fn parse<T: Args + FromArgMatches>(section: StudySection, words: Vec<OsString>) 
         .and_then(|matches| T::from_arg_matches(&matches));
     parsed.map_err(|error| {
         let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        let reason = first.strip_prefix("error: ").unwrap_or(first);
+        // What is missing stands on lines of its own, the usage behind an empty one.
+        let lines = text.lines().map(str::trim);
+        let lines: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
+        let whole = lines.join(" ");
+        let reason = whole.strip_prefix("error: ").unwrap_or(&whole);
         Error::config(
             section.name(),
             format!("as options of the command: {reason}"),
@@ -139,7 +156,11 @@ fn report(recipe: &Recipe, all: &[(u64, Found)], seconds: f64, common: &Common) 
         return Ok(());
     };
     let mut metrics = Map::new();
-    for name in first.figures.keys() {
+    let names: BTreeSet<&String> = all
+        .iter()
+        .flat_map(|(_, found)| found.figures.keys())
+        .collect();
+    for name in names {
         let found: Vec<(u64, f64)> = all
             .iter()
             .filter_map(|(seed, found)| Some((*seed, *found.figures.get(name)?)))
