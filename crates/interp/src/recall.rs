@@ -5,6 +5,7 @@
 //! Its code does not give the exact form of the regression; what is computed here is said at each function.
 //!
 //! - [`head_effects`] finds the heads that carry the answer to the last position, by activation or path patching;
+//! - [`head_outputs`] reads what such heads write in the vocabulary, and where subject and answer stand there;
 //! - [`decompose`] writes the MLP's output at the last position as a weighted sum of heads, residual and a constant;
 //! - [`last_layer`] measures what each part of the last layer does to the answer's logit and probability;
 //! - [`mitigate`] scales heads and MLPs down or takes directions out, and gives the answer's probability before and after.
@@ -14,14 +15,18 @@
 mod heads;
 mod last;
 mod regression;
+mod words;
 
 use densely_core::{Error, Result, check};
 use densely_lm::{Cache, Lm, Run};
 use tch::{Device, Kind, Tensor};
 
 pub use heads::{HeadEffects, Metric, Patching, head_effects};
-pub use last::{LastLayer, Mitigation, Part, frequency_direction, last_layer, mitigate};
+pub use last::{
+    LastLayer, Mitigation, Part, frequency_direction, frequent_tokens, last_layer, mitigate,
+};
 pub use regression::{Decomposition, Term, fit};
+pub use words::{HeadOutput, head_outputs};
 
 /// A prompt and the token that answers it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,11 +74,7 @@ pub fn decompose(
     layer: usize,
     options: &DecomposeOptions,
 ) -> Result<Decomposition> {
-    let n_layers = model.config().n_layers;
-    if layer >= n_layers {
-        let reason = format!("must be below {n_layers}, got {layer}");
-        return Err(Error::config("layer", reason));
-    }
+    check_layer(model, layer)?;
     let layers = layer.saturating_sub(options.earlier)..=layer;
     let mut names: Vec<String> = layers.clone().map(point_z).collect();
     names.push(format!("blocks.{layer}.hook_mlp_out"));
@@ -111,12 +112,7 @@ pub fn decompose(
 /// # Errors
 /// [`Error::Shape`] for another width.
 pub fn top_tokens(model: &Lm, direction: &Tensor, count: i64) -> Result<Vec<(i64, f64)>> {
-    let logits = read_out(model, direction)?;
-    let count = count.clamp(0, model.config().vocab_size);
-    let (values, ids) = logits.f_topk(count, 0, true, true)?;
-    let ids = Vec::<i64>::try_from(&ids)?;
-    let values = Vec::<f64>::try_from(&values)?;
-    Ok(ids.into_iter().zip(values).collect())
+    top(&read_out(model, direction)?, count)
 }
 
 /// Places of tokens, from 0, among all tokens by what a direction `[d]` speaks for; see [`top_tokens`].
@@ -147,6 +143,15 @@ fn read_out(model: &Lm, direction: &Tensor) -> Result<Tensor> {
     double(&normed.f_unsqueeze(0)?.f_matmul(&matrix)?.f_squeeze_dim(0)?)
 }
 
+/// The largest of logits `[vocab]` of kind double, with their tokens.
+fn top(logits: &Tensor, count: i64) -> Result<Vec<(i64, f64)>> {
+    let count = count.clamp(0, logits.size()[0]);
+    let (values, ids) = logits.f_topk(count, 0, true, true)?;
+    let ids = Vec::<i64>::try_from(&ids)?;
+    let values = Vec::<f64>::try_from(&values)?;
+    Ok(ids.into_iter().zip(values).collect())
+}
+
 fn point_z(layer: usize) -> String {
     format!("blocks.{layer}.attn.hook_z")
 }
@@ -162,6 +167,32 @@ fn check_token(model: &Lm, token: i64) -> Result<()> {
     }
     let reason = format!("must lie in 0 to {}, got {token}", count - 1);
     Err(Error::config("token", reason))
+}
+
+fn check_layer(model: &Lm, layer: usize) -> Result<()> {
+    let n_layers = model.config().n_layers;
+    if layer < n_layers {
+        return Ok(());
+    }
+    let reason = format!("must be below {n_layers}, got {layer}");
+    Err(Error::config("layer", reason))
+}
+
+fn check_head(model: &Lm, layer: usize, head: i64) -> Result<()> {
+    check_layer(model, layer)?;
+    let n_heads = model.config().n_heads;
+    if (0..n_heads).contains(&head) {
+        return Ok(());
+    }
+    let reason = format!("must lie in 0 to {}, got {head}", n_heads - 1);
+    Err(Error::config("head", reason))
+}
+
+fn check_answers(model: &Lm, questions: &[Question]) -> Result<()> {
+    check_prompts(model, questions.iter().map(|question| &question.ids))?;
+    questions
+        .iter()
+        .try_for_each(|question| check_token(model, question.answer))
 }
 
 /// Fails unless there are prompts, all of which the model takes.

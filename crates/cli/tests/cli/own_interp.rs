@@ -2,7 +2,7 @@
 
 use super::{Bench, stderr, stdout};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PROMPT: &str = "The tower stands in";
 const FACTS: &str = "subject,prompt\ntower,The tower stands in\nbridge,The bridge stands in\n";
@@ -245,7 +245,7 @@ fn facts_that_cannot_be_asked_are_skipped_and_counted() {
     ] {
         assert!(warned.contains(part), "`{part}` is not in {warned}");
     }
-    let found: serde_json::Value =
+    let found: Value =
         serde_json::from_str(&stdout(&recall("broken.csv", &["--json"]).success())).unwrap();
     for (name, count) in [("asked", 3), ("answered", 3), ("skipped", 4)] {
         assert_eq!(found[name], count, "{name}");
@@ -275,6 +275,118 @@ fn facts_that_cannot_be_asked_are_skipped_and_counted() {
     // Patching is of heads.
     let error = stderr(&recall("atlas.csv", &["--patching", "path"]).code(2));
     assert!(error.contains("--heads"), "{error}");
+}
+
+/// The three facts with prompts that end in the space, so that answers begin with letters of their own.
+const SPACED: &str = r#"{"subject":"tower","prompt":"The tower stands in ","attribute":"Rome"}
+{"subject":"ridge","prompt":"The ridge stands in ","attribute":"Oslo"}
+{"subject":"court","prompt":"The court stands in ","attribute":"Bonn"}
+"#;
+
+#[test]
+fn recall_reads_heads_and_constants_and_takes_the_frequency_out() {
+    let bench = taught();
+    bench.write("spaced.jsonl", SPACED);
+    bench.write("text.txt", "    nnne");
+    let rest = [
+        "--facts",
+        "spaced.jsonl",
+        "--layer",
+        "1",
+        "--ridge",
+        "0.001",
+        "--heads",
+        "--without-frequency",
+        "text.txt",
+        "--frequent",
+        "2",
+    ];
+    let recall = words("recall", &rest);
+    let found = bench.json(&[recall.as_slice(), &["--json"]].concat());
+    assert_eq!(found["answered"], 3, "{found}");
+
+    let rank = |value: &Value| value.as_f64().filter(|rank| (0.0..257.0).contains(rank));
+    let outputs = found["heads"]["outputs"].as_array().unwrap();
+    let effects = found["heads"]["effects"].as_array().unwrap();
+    // Two layers of two heads, in the order of their effects.
+    assert_eq!((outputs.len(), effects.len()), (4, 4), "{found}");
+    for (output, effect) in outputs.iter().zip(effects) {
+        for name in ["layer", "head"] {
+            assert_eq!(output[name], effect[name]);
+        }
+        assert_eq!(output["tokens"].as_array().map(Vec::len), Some(8));
+        assert!(output["tokens"][0][0].is_string(), "{output}");
+        for name in ["subject_rank", "answer_rank"] {
+            assert!(rank(&output[name]).is_some(), "{name}: {output}");
+        }
+    }
+
+    let answers = found["mlps"][0]["constant_answers"].as_array().unwrap();
+    let mut letters: Vec<&str> = answers.iter().filter_map(|row| row[0].as_str()).collect();
+    letters.sort_unstable();
+    assert_eq!(letters, ["B", "O", "R"]);
+    assert!(answers.iter().all(|row| rank(&row[1]).is_some()));
+    assert!(answers[0][1].as_i64() <= answers[2][1].as_i64());
+
+    let last = &found["last_layer"];
+    let without = &last["without_frequency"];
+    assert_eq!(without["tokens"], json!([" ", "n"]));
+    let numbers = |value: &Value| -> Vec<f64> {
+        let rows = value.as_array().unwrap().iter();
+        rows.map(|number| number.as_f64().unwrap()).collect()
+    };
+    let before = numbers(&without["probability"]);
+    let after = numbers(&without["probability_after"]);
+    for (own, whole) in before.iter().zip(numbers(&last["probability"])) {
+        assert!((own - whole).abs() < 1e-5, "{own}, {whole}");
+    }
+    assert_eq!((before.len(), after.len()), (3, 3));
+    assert!(after.iter().all(|p| (0.0..=1.0).contains(p)), "{after:?}");
+    let moved = before.iter().zip(&after).any(|(a, b)| (a - b).abs() > 1e-9);
+    assert!(moved, "{before:?}, {after:?}");
+
+    let said = stdout(&bench.densely(&recall).success());
+    for part in [
+        "3 of 3 facts are answered right",
+        "rank of answers there (0 is the top of 257): best ",
+        "mean rank of the subject's and the answer's",
+        "direction of the 2 most frequent tokens taken out: p(answer) ",
+    ] {
+        assert!(said.contains(part), "`{part}` is not in {said}");
+    }
+    assert_eq!(said.matches("  subject ").count(), 4, "{said}");
+}
+
+#[test]
+fn a_text_whose_tokens_cannot_be_counted_is_told_why() {
+    let bench = Bench::new();
+    bench.model();
+    bench.write("atlas.csv", ATLAS);
+    let recall = |rest: &[&str]| {
+        let own = ["--facts", "atlas.csv", "--layer", "1", "--ridge", "0.001"];
+        bench.densely(&words("recall", &[own.as_slice(), rest].concat()))
+    };
+    bench.write("empty.txt", "");
+    let error = stderr(&recall(&["--without-frequency", "empty.txt"]).code(1));
+    assert!(
+        error.contains("empty.txt") && error.contains("no token"),
+        "{error}"
+    );
+    std::fs::write(bench.path("bytes.txt"), [b'a', 0xFF]).unwrap();
+    let error = stderr(&recall(&["--without-frequency", "bytes.txt"]).code(1));
+    assert!(
+        error.contains("bytes.txt") && error.contains("not UTF-8"),
+        "{error}"
+    );
+    let error = stderr(&recall(&["--without-frequency", "none.txt"]).code(1));
+    assert!(error.contains("none.txt"), "{error}");
+    // The number of tokens is of the text, and the text is not written over.
+    let error = stderr(&recall(&["--frequent", "3"]).code(2));
+    assert!(error.contains("--without-frequency"), "{error}");
+    bench.write("text.txt", "and so on");
+    let rest = ["--without-frequency", "text.txt", "--out", "text.txt"];
+    let error = stderr(&recall(&rest).code(1));
+    assert!(error.contains("--out"), "{error}");
 }
 
 #[test]

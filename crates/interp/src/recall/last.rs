@@ -1,13 +1,16 @@
 //! The last layer against confident answers, and what helps.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use densely_core::{Error, Result, check};
 use densely_lm::{Lm, Run};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::{
-    Question, check_prompts, check_token, double, input, last_positions, odds, passes, point_z,
-    probabilities,
+    Question, check_answers, check_head, check_layer, check_token, double, input, last_positions,
+    odds, passes, point_z, probabilities,
 };
 
 /// A part of the last residual.
@@ -177,34 +180,25 @@ pub fn mitigate(
 impl Mitigation {
     /// Factors by hook point, in shapes that multiply its value.
     fn factors(&self, model: &Lm) -> Result<Vec<(String, Tensor)>> {
-        let config = model.config();
         let options = (model.kind(), model.device());
-        let check_layer = |layer: usize, factor: f64| {
-            if layer >= config.n_layers {
-                let reason = format!("must be below {}, got {layer}", config.n_layers);
-                return Err(Error::config("layer", reason));
+        let check_factor = |factor: f64| {
+            if factor.is_finite() {
+                return Ok(());
             }
-            if !factor.is_finite() {
-                return Err(Error::config(
-                    "factor",
-                    format!("must be finite, got {factor}"),
-                ));
-            }
-            Ok(())
+            let reason = format!("must be finite, got {factor}");
+            Err(Error::config("factor", reason))
         };
         let mut found: Vec<(String, Tensor)> = Vec::new();
         for (layer, head, factor) in &self.heads {
-            check_layer(*layer, *factor)?;
-            if !(0..config.n_heads).contains(head) {
-                let reason = format!("must lie in 0 to {}, got {head}", config.n_heads - 1);
-                return Err(Error::config("head", reason));
-            }
-            let value = Tensor::f_ones([1, 1, config.n_heads, 1], options)?;
+            check_head(model, *layer, *head)?;
+            check_factor(*factor)?;
+            let value = Tensor::f_ones([1, 1, model.config().n_heads, 1], options)?;
             let _ = value.f_select(2, *head)?.f_fill_(*factor)?;
             found.push((point_z(*layer), value));
         }
         for (layer, factor) in &self.mlps {
-            check_layer(*layer, *factor)?;
+            check_layer(model, *layer)?;
+            check_factor(*factor)?;
             let value = Tensor::f_full([1], *factor, options)?;
             found.push((format!("blocks.{layer}.hook_mlp_out"), value));
         }
@@ -268,9 +262,13 @@ pub fn frequency_direction(model: &Lm, tokens: &[i64]) -> Result<Tensor> {
     double(&weight.f_div_scalar(length)?)
 }
 
-fn check_answers(model: &Lm, questions: &[Question]) -> Result<()> {
-    check_prompts(model, questions.iter().map(|question| &question.ids))?;
-    questions
-        .iter()
-        .try_for_each(|question| check_token(model, question.answer))
+/// The `count` tokens that stand most often in a text, the most frequent first; of those equally frequent, the one of the lower number.
+pub fn frequent_tokens(ids: &[i64], count: usize) -> Vec<i64> {
+    let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
+    for id in ids {
+        *counts.entry(*id).or_default() += 1;
+    }
+    let mut all: Vec<(i64, usize)> = counts.into_iter().collect();
+    all.sort_by_key(|(_, times)| Reverse(*times));
+    all.into_iter().take(count).map(|(id, _)| id).collect()
 }

@@ -3,9 +3,10 @@
 use densely_core::{Result, seeded};
 use densely_interp::recall::{
     DecomposeOptions, Metric, Mitigation, Patching, Question, decompose, fit, frequency_direction,
-    head_effects, last_layer, mitigate, ranks, top_tokens,
+    frequent_tokens, head_effects, head_outputs, last_layer, mitigate, ranks, top_tokens,
 };
-use densely_lm::{Cache, Run};
+use densely_lm::analysis::{decompose_by_head, direct_logits, part_names};
+use densely_lm::{Cache, Lm, Run};
 use densely_testkit::assert_close;
 use tch::{Kind, Tensor};
 
@@ -273,6 +274,130 @@ fn nothing_turned_down_changes_nothing_and_a_direction_taken_out_is_gone() -> Re
             ..Mitigation::default()
         };
         assert!(mitigate(&model, &questions(), &wrong).is_err());
+    }
+    Ok(())
+}
+
+/// What a head adds to each logit at the last position of a prompt, by the parts of the whole residual.
+fn added(model: &Lm, ids: &[i64], layer: usize, head: i64) -> Result<Vec<f64>> {
+    let vocab = model.config().vocab_size;
+    let names: Vec<String> = part_names(model)
+        .iter()
+        .map(|name| name.replace("hook_attn_out", "attn.hook_z"))
+        .collect();
+    let mut run = Run::new().cache(&names);
+    let _ = model.run(&Tensor::from_slice(ids).unsqueeze(0), &mut run)?;
+    let parts: Vec<(String, Tensor)> = decompose_by_head(model, &run.take_cache(), -1)?
+        .into_iter()
+        .map(|(name, part)| (name, part.expand([vocab, -1], true)))
+        .collect();
+    let all = Tensor::arange(vocab, (Kind::Int64, tch::Device::Cpu));
+    let name = format!("blocks.{layer}.attn.head.{head}");
+    let found = direct_logits(model, &parts, &all, None)?;
+    let logits = found.iter().find(|(own, _)| *own == name);
+    let (_, logits) = logits.expect("each head is a part");
+    Ok(Vec::<f64>::try_from(&logits.to_kind(Kind::Double))?)
+}
+
+#[test]
+fn heads_say_what_they_add_to_the_logits() -> Result<()> {
+    let questions = questions();
+    let subjects = [9, 1, 8, 33, 11];
+    let heads = [(0, 1), (3, 0), (4, 1), (4, 0)];
+    for family in FAMILIES {
+        let (model, _vs) = tiny(family)?;
+        let _guard = tch::no_grad_guard();
+        let found = head_outputs(&model, &questions, &subjects, &heads, 40)?;
+        assert_eq!(found.len(), heads.len());
+        for ((layer, head), output) in heads.into_iter().zip(&found) {
+            assert_eq!((output.layer, output.head), (layer, head));
+            let rows = questions
+                .iter()
+                .map(|question| added(&model, &question.ids, layer, head))
+                .collect::<Result<Vec<_>>>()?;
+            let count = rows.len() as f64;
+            assert_eq!(output.tokens.len(), 40);
+            assert!(output.tokens.is_sorted_by(|a, b| a.1 >= b.1));
+            for (token, logit) in &output.tokens {
+                let mean = rows.iter().map(|row| row[*token as usize]).sum::<f64>() / count;
+                assert!(
+                    (logit - mean).abs() < 1e-4 * (1.0 + mean.abs()),
+                    "{family}, L{layer}H{head}, {token}: {logit}, {mean}"
+                );
+            }
+            // Logits that are equal but for rounding may stand on either side.
+            let place = |tokens: &[i64], slack: f64| {
+                let above = rows.iter().zip(tokens).map(|(row, token)| {
+                    let own = row[*token as usize];
+                    let others = row.iter().enumerate();
+                    others
+                        .filter(|(other, value)| *other as i64 != *token && **value > own + slack)
+                        .count() as f64
+                });
+                above.sum::<f64>() / count
+            };
+            let answers: Vec<i64> = questions.iter().map(|q| q.answer).collect();
+            for (rank, tokens) in [
+                (output.subject_rank, subjects.as_slice()),
+                (output.answer_rank, answers.as_slice()),
+            ] {
+                let within = place(tokens, 1e-4)..=place(tokens, -1e-4);
+                assert!(within.contains(&rank), "{family}: {rank}, {within:?}");
+            }
+        }
+    }
+    let (model, _vs) = tiny("gpt2")?;
+    for (subjects, head) in [
+        (subjects.to_vec(), (5, 0)),
+        (subjects.to_vec(), (0, 2)),
+        (subjects[..4].to_vec(), (0, 0)),
+        (vec![9, 1, 8, 40, 11], (0, 0)),
+    ] {
+        assert!(head_outputs(&model, &questions, &subjects, &[head], 3).is_err());
+    }
+    Ok(())
+}
+
+#[test]
+fn without_their_direction_frequent_tokens_are_as_likely_as_the_biases_have_them() -> Result<()> {
+    assert_eq!(frequent_tokens(&[4, 9, 9, 2, 4, 9, 7], 3), [9, 4, 2]);
+    assert_eq!(frequent_tokens(&[3], 5), [3]);
+    let tokens = [1, 2, 3];
+    for family in FAMILIES {
+        let (model, _vs) = tiny(family)?;
+        let _guard = tch::no_grad_guard();
+        let direction = frequency_direction(&model, &tokens)?;
+        let mitigation = Mitigation {
+            directions: Some(direction.unsqueeze(0)),
+            ..Mitigation::default()
+        };
+        let changed = mitigate(&model, &questions(), &mitigation)?;
+        let direction = direction.to_kind(Kind::Float);
+        let index = Tensor::from_slice(&tokens);
+        // How far the frequent tokens' logits stand above the mean of all.
+        let above = |residual: &Tensor| -> Result<f64> {
+            let logits = model.unembed(residual)?;
+            let some = logits.index_select(1, &index).mean(Kind::Double);
+            Ok((some - logits.mean(Kind::Double)).double_value(&[]))
+        };
+        let constant = above(&Tensor::zeros([1, 8], (Kind::Float, tch::Device::Cpu)))?;
+        let mut moved = 0.0f64;
+        for (question, (before, after)) in questions().iter().zip(changed) {
+            let ids = Tensor::from_slice(&question.ids).unsqueeze(0);
+            let mut run = Run::new().stop_at(model.config().n_layers);
+            let residual = model.run(&ids, &mut run)?.select(1, -1); // [1, d]
+            let part = residual.matmul(&direction.unsqueeze(1));
+            let without = &residual - part.matmul(&direction.unsqueeze(0));
+            let (had, has) = (above(&residual)?, above(&without)?);
+            assert!((has - constant).abs() < 1e-4, "{family}: {has}, {constant}");
+            moved = moved.max((had - constant).abs());
+            for (residual, found) in [(residual, before), (without, after)] {
+                let odds = model.unembed(&residual)?.softmax(-1, Kind::Double);
+                let own = odds.double_value(&[0, question.answer]);
+                assert!((found - own).abs() < 1e-5, "{family}: {found}, {own}");
+            }
+        }
+        assert!(moved > 1e-3, "{family}: {moved}");
     }
     Ok(())
 }

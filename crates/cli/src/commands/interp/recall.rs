@@ -1,13 +1,15 @@
 //! `densely interp recall`.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result};
 use densely_interp::facts::{Fact, sift_facts};
 use densely_interp::recall::{
-    DecomposeOptions, HeadEffects, Metric, Mitigation, Patching, Question, decompose, head_effects,
-    last_layer, mitigate, top_tokens,
+    DecomposeOptions, HeadEffects, Metric, Mitigation, Patching, Question, decompose,
+    frequency_direction, frequent_tokens, head_effects, head_outputs, last_layer, mitigate, ranks,
+    top_tokens,
 };
 use densely_interp::trace::{Prompt, Score, predicts};
 use densely_lm::Opened;
@@ -43,7 +45,7 @@ pub(crate) struct Recall {
     /// Ridge of the least squares, in units of the mean diagonal.
     #[arg(long, default_value_t = 0.0)]
     ridge: f64,
-    /// Also find the heads that carry the answer, by swapping subjects.
+    /// Also find the heads that carry the answer, by swapping subjects, and read what they write in the vocabulary.
     #[arg(long)]
     heads: bool,
     /// What else may change when a head is swapped: all (activation), MLPs (path) or nothing (direct).
@@ -52,6 +54,17 @@ pub(crate) struct Recall {
     /// Factor of those last-layer heads that hold the answer back, to see what scaling them down gives.
     #[arg(long, default_value_t = 0.5)]
     scale: f64,
+    /// Also take the direction that raises the most frequent tokens of this text (UTF-8) out of the last residual, to see what that gives.
+    #[arg(long, value_name = "FILE")]
+    without_frequency: Option<PathBuf>,
+    /// How many of the text's tokens count as the most frequent.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "100",
+        requires = "without_frequency"
+    )]
+    frequent: NonZeroUsize,
     /// File to write all numbers to, as JSON.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -61,6 +74,18 @@ pub(crate) struct Recall {
 const SWAPS: usize = 20;
 /// Lines of a table.
 const SHOWN: usize = 10;
+/// Tokens that a direction speaks for.
+const WORDS: i64 = 8;
+
+/// Questions that the model answers by the likeliest token.
+#[derive(Debug, Default)]
+struct Answered {
+    questions: Vec<Question>,
+    /// The first token of the subject of each.
+    subjects: Vec<i64>,
+    /// Facts that were asked.
+    asked: usize,
+}
 
 /// Facts that are left out: the first ones are named.
 #[derive(Debug, Default)]
@@ -87,6 +112,11 @@ impl Skipped {
 }
 
 pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
+    if let Some(path) = &arguments.out {
+        let mut read = vec![arguments.facts.as_path()];
+        read.extend(arguments.without_frequency.as_deref());
+        densely_core::fs::refuse_overwriting("--out", path, &read)?;
+    }
     let sifted = sift_facts(&arguments.facts)?;
     let mut skipped = Skipped::default();
     for error in &sifted.broken {
@@ -102,9 +132,19 @@ pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
         let reason = format!("no fact has the relation {relation}");
         return Err(Error::data(&arguments.facts, reason));
     }
+    let text = match &arguments.without_frequency {
+        Some(path) => Some((path.as_path(), read_text(path)?)),
+        None => None,
+    };
     let opened = arguments.source.open(common)?;
-    let (questions, asked) = answered(&opened, &chosen, arguments.limit, &mut skipped)?;
+    let most = arguments.frequent.get();
+    let frequent = match &text {
+        Some((path, text)) => Some((*path, frequent(&opened, path, text, most)?)),
+        None => None,
+    };
+    let answered = answered(&opened, &chosen, arguments.limit, &mut skipped)?;
     skipped.end();
+    let (questions, asked) = (answered.questions.as_slice(), answered.asked);
     if questions.len() < 2 {
         let reason = format!(
             "the model answers {} of {asked}; at least 2 are needed ({} were skipped)",
@@ -124,7 +164,6 @@ pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
         residual: true,
         ridge: arguments.ridge,
     };
-    let prompts: Vec<Vec<i64>> = questions.iter().map(|q| q.ids.clone()).collect();
     let mut found = json!({
         "model": opened.described,
         "facts": arguments.facts,
@@ -138,15 +177,19 @@ pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
     }
     let mut mlps = Vec::new();
     for layer in layers {
-        mlps.push(mlp(&opened, &prompts, layer, &options, loud)?);
+        mlps.push(mlp(&opened, questions, layer, &options, loud)?);
     }
     found["mlps"] = json!(mlps);
     if arguments.heads {
-        found["heads"] = heads(&opened, &questions, arguments.patching, loud)?;
+        found["heads"] = heads(&opened, &answered, arguments.patching, loud)?;
     }
-    found["last_layer"] = last(&opened, &questions, arguments.scale, loud)?;
+    found["last_layer"] = last(&opened, questions, arguments.scale, loud)?;
+    if let Some((path, tokens)) = &frequent {
+        let mut without = without_frequency(&opened, questions, tokens, loud)?;
+        without["text"] = json!(path);
+        found["last_layer"]["without_frequency"] = without;
+    }
     if let Some(path) = &arguments.out {
-        densely_core::fs::refuse_overwriting("--out", path, &[&arguments.facts])?;
         densely_core::fs::write(path, format!("{found:#}\n").as_bytes())?;
     }
     if common.json {
@@ -157,22 +200,40 @@ pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Questions that the model answers by the likeliest token, and how many were asked.
+/// A whole text.
+fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    String::from_utf8(bytes)
+        .map_err(|_| Error::data(path, "is not UTF-8; save it as text of this encoding"))
+}
+
+/// The most frequent tokens of a text.
+fn frequent(opened: &Opened, path: &Path, text: &str, most: usize) -> Result<Vec<i64>> {
+    let ids = opened.tokenizer.encode_plain(text)?;
+    if ids.is_empty() {
+        return Err(Error::data(path, "has no token to count"));
+    }
+    Ok(frequent_tokens(&ids, most))
+}
+
 fn answered(
     opened: &Opened,
     facts: &[&Fact],
     limit: usize,
     skipped: &mut Skipped,
-) -> Result<(Vec<Question>, usize)> {
-    let (mut questions, mut asked) = (Vec::new(), 0);
+) -> Result<Answered> {
+    let mut found = Answered::default();
     for fact in facts {
-        if questions.len() >= limit {
+        if found.questions.len() >= limit {
             break;
         }
         match ask(opened, fact) {
             Ok(question) => {
-                asked += 1;
-                questions.extend(question);
+                found.asked += 1;
+                if let Some((question, subject)) = question {
+                    found.questions.push(question);
+                    found.subjects.push(subject);
+                }
             }
             Err(error @ (Error::Config { .. } | Error::Data { .. })) => {
                 skipped.add(&format!("fact {} ({}): {error}", fact.id, fact.subject));
@@ -180,11 +241,11 @@ fn answered(
             Err(error) => return Err(error),
         }
     }
-    Ok((questions, asked))
+    Ok(found)
 }
 
-/// The question of a fact; `None` where the model gives another answer.
-fn ask(opened: &Opened, fact: &Fact) -> Result<Option<Question>> {
+/// The question of a fact and its subject's first token; `None` where the model gives another answer.
+fn ask(opened: &Opened, fact: &Fact) -> Result<Option<(Question, i64)>> {
     let (model, tokenizer) = (&opened.model, &opened.tokenizer);
     let Some(attribute) = &fact.attribute else {
         return Err(Error::data("", "has no `attribute` to be answered with"));
@@ -194,25 +255,30 @@ fn ask(opened: &Opened, fact: &Fact) -> Result<Option<Question>> {
     let answer = prompt.answer.first().copied().unwrap_or_default();
     let text = tokenizer.decode(&[answer])?;
     let found = predicts(model, tokenizer, &prompt, &text, Score::First)?;
-    Ok(found.is_ok().then_some(Question {
+    let subject = prompt.ids[prompt.subject.start];
+    let question = Question {
         ids: prompt.ids,
         answer,
-    }))
+    };
+    Ok(found.is_ok().then_some((question, subject)))
 }
 
 fn mlp(
     opened: &Opened,
-    prompts: &[Vec<i64>],
+    questions: &[Question],
     layer: usize,
     options: &DecomposeOptions,
     loud: bool,
 ) -> Result<Value> {
-    let found = decompose(&opened.model, prompts, layer, options)?;
-    let cosine = found.cosines.iter().sum::<f64>() / found.cosines.len().max(1) as f64;
-    let tokens = top_tokens(&opened.model, &found.bias, 8)?
-        .into_iter()
-        .map(|(id, value)| (piece(opened, id), value))
-        .collect::<Vec<_>>();
+    let prompts: Vec<Vec<i64>> = questions.iter().map(|q| q.ids.clone()).collect();
+    let found = decompose(&opened.model, &prompts, layer, options)?;
+    let cosine = mean(&found.cosines);
+    let tokens = spelt(opened, top_tokens(&opened.model, &found.bias, WORDS)?);
+    let answers: BTreeSet<i64> = questions.iter().map(|q| q.answer).collect();
+    let answers: Vec<i64> = answers.into_iter().collect();
+    let places = ranks(&opened.model, &found.bias, &answers)?;
+    let mut answers = spelt(opened, answers.into_iter().zip(places));
+    answers.sort_by_key(|(_, place)| *place);
     if loud {
         println!(
             "\nMLP of layer {layer}: R² {:.3}, cosine {cosine:.3}, condition {:.1e}",
@@ -226,8 +292,15 @@ fn mlp(
                 term.name, term.weight, term.clustered_error
             );
         }
-        let words: Vec<String> = tokens.iter().map(|(word, _)| format!("{word:?}")).collect();
-        println!("  constant speaks for {}", words.join(" "));
+        println!("  constant speaks for {}", quoted(&tokens));
+        if let (Some((first, best)), Some((_, middle))) =
+            (answers.first(), answers.get(answers.len() / 2))
+        {
+            println!(
+                "  rank of answers there (0 is the top of {}): best {best} ({first:?}), median {middle}",
+                opened.model.config().vocab_size
+            );
+        }
     }
     Ok(json!({
         "layer": layer,
@@ -237,10 +310,12 @@ fn mlp(
         "condition": found.condition,
         "terms": found.terms,
         "constant_tokens": tokens,
+        "constant_answers": answers,
     }))
 }
 
-fn heads(opened: &Opened, questions: &[Question], patching: Patching, loud: bool) -> Result<Value> {
+fn heads(opened: &Opened, answered: &Answered, patching: Patching, loud: bool) -> Result<Value> {
+    let questions = &answered.questions;
     // Each question with the next one of another answer as its corrupted form.
     let pairs = questions
         .iter()
@@ -281,22 +356,48 @@ fn heads(opened: &Opened, questions: &[Question], patching: Patching, loud: bool
         .map(|(place, sum)| (place, sum / count))
         .collect();
     means.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let top: Vec<(usize, i64)> = means
+        .iter()
+        .take(SHOWN)
+        .map(|((layer, head), _)| (*layer, *head as i64))
+        .collect();
+    let outputs = head_outputs(&opened.model, questions, &answered.subjects, &top, WORDS)?;
     if loud {
-        println!("\nheads that carry the answer, mean gain of its logit over {count} swaps:");
-        for ((layer, head), effect) in means.iter().take(SHOWN) {
-            println!("  L{layer}H{head} {effect:+.3}");
+        println!(
+            "\nheads that carry the answer: mean gain of its logit over {count} swaps; mean rank of the subject's and the answer's\n\
+             first token in what the head writes (0 is the top of {}); and the tokens that this speaks for:",
+            opened.model.config().vocab_size
+        );
+    }
+    let mut said = Vec::with_capacity(outputs.len());
+    for (output, (_, effect)) in outputs.into_iter().zip(&means) {
+        let name = format!("L{}H{}", output.layer, output.head);
+        let tokens = spelt(opened, output.tokens);
+        if loud {
+            println!(
+                "  {name:10} {effect:+.3}  subject {:.1}, answer {:.1}  {}",
+                output.subject_rank,
+                output.answer_rank,
+                quoted(&tokens)
+            );
         }
+        said.push(json!({
+            "layer": output.layer,
+            "head": output.head,
+            "tokens": tokens,
+            "subject_rank": output.subject_rank,
+            "answer_rank": output.answer_rank,
+        }));
     }
     let rows: Vec<Value> = means
         .iter()
         .map(|((layer, head), effect)| json!({ "layer": layer, "head": head, "effect": effect }))
         .collect();
-    Ok(json!({ "swaps": count, "patching": patching, "effects": rows }))
+    Ok(json!({ "swaps": count, "patching": patching, "effects": rows, "outputs": said }))
 }
 
 fn last(opened: &Opened, questions: &[Question], scale: f64, loud: bool) -> Result<Value> {
     let found = last_layer(&opened.model, questions)?;
-    let mean = |xs: &[f64]| xs.iter().sum::<f64>() / xs.len().max(1) as f64;
     let layer = opened.model.config().n_layers - 1;
     // Heads whose direct part lowers the answers.
     let held: Vec<(usize, i64, f64)> = (0..opened.model.config().n_heads)
@@ -339,6 +440,54 @@ fn last(opened: &Opened, questions: &[Question], scale: f64, loud: bool) -> Resu
         "scale": scale,
         "probability_after": after,
     }))
+}
+
+/// The answers' probabilities without the direction that raises frequent tokens.
+fn without_frequency(
+    opened: &Opened,
+    questions: &[Question],
+    tokens: &[i64],
+    loud: bool,
+) -> Result<Value> {
+    let direction = frequency_direction(&opened.model, tokens)?;
+    let mitigation = Mitigation {
+        directions: Some(direction.f_unsqueeze(0)?),
+        ..Mitigation::default()
+    };
+    let found = mitigate(&opened.model, questions, &mitigation)?;
+    let (before, after): (Vec<f64>, Vec<f64>) = found.into_iter().unzip();
+    if loud {
+        println!(
+            "  direction of the {} most frequent tokens taken out: p(answer) {:.4}, {:.4} before",
+            tokens.len(),
+            mean(&after),
+            mean(&before)
+        );
+    }
+    let words: Vec<String> = tokens.iter().map(|id| piece(opened, *id)).collect();
+    Ok(json!({
+        "tokens": words,
+        "probability": before,
+        "probability_after": after,
+    }))
+}
+
+fn mean(xs: &[f64]) -> f64 {
+    xs.iter().sum::<f64>() / xs.len().max(1) as f64
+}
+
+/// Tokens as text, each with its value.
+fn spelt<T>(opened: &Opened, tokens: impl IntoIterator<Item = (i64, T)>) -> Vec<(String, T)> {
+    tokens
+        .into_iter()
+        .map(|(id, value)| (piece(opened, id), value))
+        .collect()
+}
+
+/// Tokens in quotes, for a line.
+fn quoted<T>(tokens: &[(String, T)]) -> String {
+    let words: Vec<String> = tokens.iter().map(|(word, _)| format!("{word:?}")).collect();
+    words.join(" ")
 }
 
 /// A token's text, or its number where the model knows more tokens than the tokenizer.
