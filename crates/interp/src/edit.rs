@@ -212,7 +212,7 @@ impl Edit {
 const KIND: &str = "densely-edit";
 
 /// What an edit must agree in with a model.
-fn sizes(config: &LmConfig) -> String {
+pub(crate) fn sizes(config: &LmConfig) -> String {
     format!(
         "{:?}, {} layers, width {}, hidden width {}",
         config.architecture, config.n_layers, config.d_model, config.d_mlp
