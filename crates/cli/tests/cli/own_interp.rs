@@ -57,7 +57,8 @@ fn prompts_that_cannot_be_traced_are_told_why() {
         assert!(error.contains(text), "{error}");
     };
     says(PROMPT, "bridge", "does not stand in the prompt");
-    says("", "bridge", "does not stand in the prompt");
+    says("", "bridge", "the prompt is empty");
+    says(" ", "", "the prompt is empty");
     says(PROMPT, "", "the subject is empty");
     says(
         &"tower ".repeat(9),
