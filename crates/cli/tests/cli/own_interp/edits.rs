@@ -26,7 +26,7 @@ fn memit_without_moments_and_weight_is_refused() {
     }
     let study = ["--facts", "facts.csv", "--out", "study"];
     let some: &[&str] = &["--methods", "rome,memit"];
-    for methods in [&[], some] {
+    for methods in [some, &[]] {
         let rest = [study.as_slice(), methods].concat();
         let error = failure(&bench, &words("localize", &rest));
         assert!(
