@@ -212,7 +212,7 @@ impl Edit {
 const KIND: &str = "densely-edit";
 
 /// What an edit must agree in with a model.
-fn sizes(config: &LmConfig) -> String {
+pub(crate) fn sizes(config: &LmConfig) -> String {
     format!(
         "{:?}, {} layers, width {}, hidden width {}",
         config.architecture, config.n_layers, config.d_model, config.d_mlp
@@ -404,7 +404,8 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// The released settings for GPT-2 medium, large and XL and for GPT-J. For other models ROME takes the layer nearest to a
+    /// The released settings for GPT-2 XL and GPT-J, and of ROME and finetuning for GPT-2 medium and large; MEMIT was not released for those two:
+    /// it takes ROME's layer and the four before it there, with the λ and steps of GPT-2 XL. For other models ROME takes the layer nearest to a
     /// third of the depth, MEMIT that one and the four before it, finetuning the first with entries changing by at most 1e-3.
     pub fn of(config: &LmConfig) -> Self {
         let layers = config.n_layers;
@@ -419,10 +420,21 @@ impl Defaults {
             finetune_clamp,
             said: format!("the released settings of {name}"),
         };
+        let without_memit = |own: Self| Self {
+            said: format!(
+                "{} for ROME and finetuning; none were released for MEMIT, whose layers are ours, by proportion to GPT-2 XL, and whose lambda and steps are GPT-2 XL's",
+                own.said
+            ),
+            ..own
+        };
         let five = |last: usize| (last.saturating_sub(4)..=last).collect::<Vec<usize>>();
         match key {
-            (Architecture::Gpt2, 24, 1024) => released("GPT-2 medium", 8, 3.0, five(8), 2e-3),
-            (Architecture::Gpt2, 36, 1280) => released("GPT-2 large", 12, 4.0, five(12), 1e-3),
+            (Architecture::Gpt2, 24, 1024) => {
+                without_memit(released("GPT-2 medium", 8, 3.0, five(8), 2e-3))
+            }
+            (Architecture::Gpt2, 36, 1280) => {
+                without_memit(released("GPT-2 large", 12, 4.0, five(12), 1e-3))
+            }
             (Architecture::Gpt2, 48, 1600) => {
                 released("GPT-2 XL", 17, 4.0, (13..=17).collect(), 5e-4)
             }

@@ -40,7 +40,7 @@ impl Fact {
     /// A fact of a whole prompt; the template is made from it.
     ///
     /// # Errors
-    /// [`Error::Data`] when the subject is empty or does not stand in the prompt.
+    /// [`Error::Data`] when the prompt or the subject is empty, or the subject does not stand in the prompt.
     pub fn new(
         id: impl Into<String>,
         prompt: impl Into<String>,
@@ -370,6 +370,9 @@ fn counterfact(path: &Path, record: &Record) -> Result<CounterFact> {
     if rewrite.subject.trim().is_empty() {
         return Err(place.error(path, "`requested_rewrite.subject` is empty"));
     }
+    if rewrite.prompt.trim().is_empty() {
+        return Err(place.error(path, "the prompt is empty (`requested_rewrite.prompt`)"));
+    }
     if !rewrite.prompt.contains("{}") {
         let reason = format!(
             "`requested_rewrite.prompt` must hold {{}} in the place of the subject, got {:?}",
@@ -458,6 +461,9 @@ impl Fields {
 
 /// The prompt with `{}` for the first place of the subject, or why there is none.
 fn template_of(prompt: &str, subject: &str) -> std::result::Result<String, String> {
+    if prompt.trim().is_empty() {
+        return Err("the prompt is empty".to_owned());
+    }
     if subject.trim().is_empty() {
         return Err("the subject is empty".to_owned());
     }
@@ -508,7 +514,8 @@ fn csv_facts(path: &Path, text: &str) -> Result<Vec<Result<Fact>>> {
         let fields = Fields {
             id: cell(id),
             subject: cell(Some(subject)),
-            prompt: cell(prompt),
+            // A row with neither has an empty prompt, since there is a column for it.
+            prompt: cell(prompt).or_else(|| cell(template).is_none().then(String::new)),
             template: cell(template),
             attribute: cell(attribute),
             relation: cell(relation),

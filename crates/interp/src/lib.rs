@@ -7,6 +7,7 @@ pub mod heatmap;
 mod journal;
 pub mod localize;
 pub mod noise;
+mod print;
 pub mod recall;
 pub mod regress;
 pub mod sweep;

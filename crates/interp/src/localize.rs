@@ -8,7 +8,8 @@
 //!
 //! Where this differs: the text that a noised run gives (tracing reversal) is the greedy one of the mean over draws of noise; with fact forcing, prefixes give way
 //! to the draws of noise on the prompt alone; essence is not measured; facts that the model does not answer token by token are left out, where the reference
-//! looks for the answer in a longer generation.
+//! looks for the answer in a longer generation; finetuning is of MLP matrices alone, without the embedding layer (the reference's layer -1) and without the
+//! attention form of ROME's baselines.
 
 mod cases;
 mod job;
@@ -31,7 +32,7 @@ use crate::average::Averages;
 use crate::edit::memit::MomentsOf;
 use crate::edit::{Defaults, KeyMode};
 use crate::facts::{CounterFact, Fact};
-use crate::noise::Noise;
+use crate::noise::{Noise, NoiseKind};
 use crate::sweep::Row;
 use crate::trace::{Restore, Score, Trace, TraceOptions};
 
@@ -296,12 +297,22 @@ pub fn layers_of(config: &LmConfig) -> Vec<usize> {
     layers
 }
 
+/// The paper's noise: a standard deviation of 0.094 for GPT-J and 0.1 for GPT-2 XL; for other models, which it does not have, three times that of
+/// the subjects' embeddings.
+pub fn noise_of(config: &LmConfig) -> NoiseKind {
+    match (config.architecture, config.n_layers, config.d_model) {
+        (Architecture::GptJ, 28, 4096) => NoiseKind::Fixed(0.094),
+        (Architecture::Gpt2, 48, 1600) => NoiseKind::Fixed(0.1),
+        _ => NoiseKind::default(),
+    }
+}
+
 /// Another prompt whose answer should stay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Neighbour {
-    /// The prompt.
+    /// The prompt. What is judged there is the probability of the edit's target, which should stay as it was.
     pub prompt: String,
-    /// Its true answer.
+    /// Its true answer, by which the prompt is cut into tokens and told from others.
     pub answer: String,
 }
 
@@ -412,7 +423,7 @@ pub fn rewrite_score(variant: Variant, before: f64, after: f64) -> f64 {
     }
 }
 
-/// How well a neighbour stayed: 1 - |after - before| / (|before - ½| + ½).
+/// How well a neighbour stayed, of the probabilities of the edit's target there: 1 - |after - before| / (|before - ½| + ½).
 pub fn neighbourhood_score(before: f64, after: f64) -> f64 {
     1.0 - (after - before).abs() / ((before - 0.5).abs() + 0.5)
 }

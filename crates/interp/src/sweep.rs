@@ -11,15 +11,15 @@ use densely_core::{Error, Result};
 use densely_lm::{Lm, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tch::Kind;
 
 use crate::facts::Fact;
 use crate::journal::Journal;
 use crate::noise::Noise;
+use crate::print;
 use crate::trace::{Prompt, Score, Trace, TraceOptions, predicts, trace};
 
-/// Layout of the file.
-const FORMAT: u64 = 1;
+/// Layout of the file; since 2 its settings tell all weights of the model.
+const FORMAT: u64 = 2;
 
 /// What came of one fact.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,27 +41,19 @@ pub struct Row {
 /// The settings that a file was begun with, and that it goes on with.
 ///
 /// # Errors
-/// What the model says of its own matrices.
+/// [`Error::Torch`] when there is no memory to look at the weights.
 pub fn fingerprint(model: &Lm, noise: &Noise, options: &TraceOptions) -> Result<Value> {
     // Rows of a batch change the speed alone.
     let options = TraceOptions {
         batch_rows: 1,
         ..options.clone()
     };
-    // The same sizes with other weights are another model. Few digits, since machines add up in other orders.
-    let of_layer = |layer: usize| -> Result<String> {
-        let matrix = model.mlp_out(layer)?;
-        let mean = matrix.f_abs()?.f_mean(Kind::Double)?.f_double_value(&[])?;
-        Ok(format!("{mean:.6e}"))
-    };
-    let weights = tch::no_grad(|| -> Result<Vec<String>> {
-        (0..model.config().n_layers).map(of_layer).collect()
-    })?;
     Ok(json!({
         "format": FORMAT,
         "model": model.config().to_hugging(),
         "kind": format!("{:?}", model.kind()),
-        "weights": weights,
+        // The same sizes with other weights are another model.
+        "weights": print::whole(model)?,
         "noise": { "kind": noise.kind(), "scale": format!("{:.5e}", noise.scale()) },
         "trace": options,
     }))

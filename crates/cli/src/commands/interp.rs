@@ -7,7 +7,9 @@ pub(super) mod trace;
 
 use std::path::Path;
 
-use densely_core::Result;
+use clap::ValueEnum;
+use densely_core::{Error, Result};
+use densely_interp::edit::KeyMode;
 use densely_interp::facts::{Fact, read_facts};
 use densely_interp::noise::{Noise, NoiseKind};
 use densely_lm::Opened;
@@ -33,6 +35,32 @@ pub(crate) fn run(command: &Command, common: &Common) -> Result<()> {
         Command::Edit(arguments) => edit::run(arguments, common),
         Command::Localize(arguments) => localize::run(arguments, common),
     }
+}
+
+/// Which key ROME writes for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Key {
+    /// The mean over prefixes.
+    Averaged,
+    /// That of the prompt alone, as in the released code.
+    Reference,
+}
+
+impl Key {
+    const fn mode(self) -> KeyMode {
+        match self {
+            Self::Averaged => KeyMode::Averaged,
+            Self::Reference => KeyMode::Reference,
+        }
+    }
+}
+
+/// Why MEMIT does not go without second moments and without a weight for what stands in their place; `option` is what asks for MEMIT.
+fn memit_alone(option: &str, otherwise: &str) -> Error {
+    let reason = format!(
+        "MEMIT weighs the second moments of ordinary text by a lambda of 15,000 or more; the identity in their place is so much larger that next to nothing would change: give --moments-text FILE (or --moments), or a --lambda that suits the identity, such as 1{otherwise}"
+    );
+    Error::config(option, reason)
 }
 
 /// What a model is called in figures: the name of its folder or file.

@@ -1,5 +1,7 @@
 //! `densely interp`: a tiny model's facts traced and edited.
 
+mod edits;
+
 use super::{Bench, stderr, stdout};
 
 use serde_json::{Value, json};
@@ -57,7 +59,8 @@ fn prompts_that_cannot_be_traced_are_told_why() {
         assert!(error.contains(text), "{error}");
     };
     says(PROMPT, "bridge", "does not stand in the prompt");
-    says("", "bridge", "does not stand in the prompt");
+    says("", "bridge", "the prompt is empty");
+    says(" ", "", "the prompt is empty");
     says(PROMPT, "", "the subject is empty");
     says(
         &"tower ".repeat(9),
@@ -147,7 +150,14 @@ fn an_edit_is_shown_and_taken_back() {
             "--save",
             "edit.safetensors",
         ];
-        let found = bench.json(&[&words("edit", &rest), ["--json"].as_slice()].concat());
+        // Its weight is for moments of a text.
+        let own: &[&str] = if method == "memit" {
+            &["--lambda", "1"]
+        } else {
+            &[]
+        };
+        let all = [words("edit", &rest).as_slice(), own, &["--json"]].concat();
+        let found = bench.json(&all);
         assert_eq!(found["undone"], true, "{method}");
         let changes = found["changes"].as_array().unwrap();
         assert_eq!(changes.len(), 1);

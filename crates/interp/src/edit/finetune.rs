@@ -31,6 +31,17 @@ pub enum TargetLoss {
     SequenceSum,
 }
 
+impl TargetLoss {
+    /// As in options and files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SinglePosition => "single-position",
+            Self::SequenceMean => "sequence-mean",
+            Self::SequenceSum => "sequence-sum",
+        }
+    }
+}
+
 /// Settings of finetuning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FinetuneOptions {

@@ -18,6 +18,7 @@ use densely_lm::{Lm, Run, Tokenizer};
 use tch::{Device, Kind, Tensor};
 
 use super::double;
+use crate::print::{Fnv, below};
 
 /// A second moment of one layer, or the identity in its place.
 #[derive(Debug)]
@@ -245,7 +246,7 @@ impl Moments {
             path.to_owned()
         };
         let (moments, made_of) = Self::read(&file)?;
-        let model = model_print(model, layer)?;
+        let model = below(model, layer)?;
         if made_of.layer != layer || made_of.model != model {
             let reason = format!(
                 "{} were measured on layer {} of {}; this is layer {layer} of {model}",
@@ -267,7 +268,7 @@ const PARTIAL: &str = "densely-moments-partial";
 pub struct MadeOf {
     /// The layer.
     pub layer: usize,
-    /// The model, by its sizes and the weights below that layer in few digits.
+    /// The model, by its sizes, the kind of its numbers and all weights that its keys are made by.
     pub model: String,
     /// The text, by its tokens.
     pub text: String,
@@ -281,7 +282,7 @@ impl MadeOf {
     pub fn new(model: &Lm, layer: usize, windows: &Windows) -> Result<Self> {
         Ok(Self {
             layer,
-            model: model_print(model, layer)?,
+            model: below(model, layer)?,
             text: windows.print(),
         })
     }
@@ -310,22 +311,6 @@ impl MadeOf {
 fn number(path: &Path, metadata: &BTreeMap<String, String>, key: &str) -> Result<u64> {
     let value = metadata.get(key).and_then(|text| text.parse().ok());
     value.ok_or_else(|| Error::corrupt(path, format!("it does not say its `{key}`")))
-}
-
-/// A model as far as it matters for keys of a layer: sizes, and means of weights below in few digits, since machines add up in other
-/// orders.
-fn model_print(model: &Lm, layer: usize) -> Result<String> {
-    let _guard = tch::no_grad_guard();
-    model.mlp_out_name(layer)?;
-    let mean = |xs: &Tensor| -> Result<String> {
-        let mean = xs.f_totype(Kind::Float)?.f_abs()?.f_mean(Kind::Double)?;
-        Ok(format!("{:.4e}", mean.f_double_value(&[])?))
-    };
-    let mut words = vec![super::sizes(model.config())];
-    for below in 0..layer {
-        words.push(mean(&model.mlp_out(below)?)?);
-    }
-    Ok(words.join(", "))
 }
 
 /// Text cut into rows of tokens that go through a model alone.
@@ -385,12 +370,8 @@ impl Windows {
 
     /// The text by 64 bits of its tokens (FNV-1a).
     fn print(&self) -> String {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        let mut add = |value: i64| {
-            for byte in value.to_le_bytes() {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
+        let mut hash = Fnv::new();
+        let mut add = |value: i64| hash.add(&value.to_le_bytes());
         add(self.skip as i64);
         for row in &self.rows {
             add(row.len() as i64);
@@ -398,7 +379,7 @@ impl Windows {
                 add(*id);
             }
         }
-        format!("{} tokens, {hash:016x}", self.count())
+        format!("{} tokens, {hash}", self.count())
     }
 }
 

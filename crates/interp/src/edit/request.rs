@@ -170,7 +170,8 @@ impl Request {
         Ok(())
     }
 
-    /// Fails unless the target fits a model behind the longest prompt that goes through it, prefixes included.
+    /// Fails unless the target fits a model behind the longest prompt that goes through it, prefixes included, and so does the prompt about the
+    /// subject.
     ///
     /// # Errors
     /// [`Error::Config`] with the lengths.
@@ -178,7 +179,18 @@ impl Request {
         let contexts = self.contexts()?;
         let lengths = contexts.iter().flatten().map(|row| row.ids.len());
         let longest = lengths.max().unwrap_or(0);
-        check_length(model, "target", longest, self.target.len())
+        check_length(model, "target", longest, self.target.len())?;
+        let most = model.config().n_ctx;
+        match &self.kl {
+            Some(kl) if kl.ids.len() as i64 > most => {
+                let reason = format!(
+                    "has {} tokens with ` is a` behind it: too long, since the model takes {most}",
+                    kl.ids.len()
+                );
+                Err(Error::config("subject", reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The prompt alone.

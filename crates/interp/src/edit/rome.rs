@@ -28,6 +28,16 @@ pub enum KeyMode {
     Reference,
 }
 
+impl KeyMode {
+    /// As in options and files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Averaged => "averaged",
+            Self::Reference => "reference",
+        }
+    }
+}
+
 /// Settings of ROME.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RomeOptions {

@@ -72,10 +72,7 @@ impl Questions {
     pub fn of(record: &CounterFact) -> Result<Self> {
         let rewrite = &record.requested_rewrite;
         let Some(old) = &rewrite.target_true else {
-            let reason = format!(
-                "record {} has no true target to compare with",
-                record.case_id
-            );
+            let reason = "has no `requested_rewrite.target_true` to compare with";
             return Err(Error::data("", reason));
         };
         Ok(Self {

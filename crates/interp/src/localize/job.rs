@@ -376,7 +376,7 @@ impl Prepared {
             None => None,
             Some(other) => {
                 let (prompt, _) = answered(tokenizer, &other.prompt, &other.answer)?;
-                // What the edit is about must not change there, whatever the right answer is.
+                // As in the reference: the probability of what the edit is about must not change there, whatever the right answer is.
                 Some(Question {
                     prompt,
                     answer: target.clone(),

@@ -40,9 +40,9 @@ pub struct Point {
     pub paraphrase_post: Option<f64>,
     /// The score of the two.
     pub paraphrase: Option<f64>,
-    /// Probability of a neighbour's answer before.
+    /// Probability of the target behind a neighbour's prompt before the edit.
     pub neighbour_pre: Option<f64>,
-    /// Probability of a neighbour's answer after.
+    /// Probability of the target behind a neighbour's prompt after it.
     pub neighbour_post: Option<f64>,
     /// The score of the two.
     pub neighbourhood: Option<f64>,

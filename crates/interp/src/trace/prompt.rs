@@ -27,7 +27,7 @@ impl Prompt {
     /// The answer's tokens are those that follow the prompt's own when the text goes on with a space and the answer.
     ///
     /// # Errors
-    /// [`Error::Data`] when the subject is not in the text; [`Error::Config`] when the answer is empty; what the tokenizer says.
+    /// [`Error::Data`] when the text is empty or the subject is not in it; [`Error::Config`] when the answer is empty; what the tokenizer says.
     pub fn new(
         tokenizer: &Tokenizer,
         text: &str,
@@ -35,8 +35,8 @@ impl Prompt {
         answer: Option<&str>,
     ) -> Result<Self> {
         let ids = tokenizer.encode(text)?;
-        if ids.is_empty() {
-            return Err(Error::config("prompt", "is empty"));
+        if ids.is_empty() || text.trim().is_empty() {
+            return Err(Error::data("", "the prompt is empty"));
         }
         if subject.is_empty() || !text.contains(subject) {
             let reason = format!(

@@ -528,6 +528,13 @@ fn a_request_finds_its_subject_behind_every_prefix() -> Result<()> {
         error.to_string().contains("since the model takes 128"),
         "{error}"
     );
+    let long = "far ".repeat(127);
+    let mut subject = Request::new(&tokenizer, "{}", long.trim(), "y", &Prefixes::none())?;
+    let error = subject.check_length(&model).expect_err("too long");
+    assert!(error.to_string().contains("` is a` behind it"), "{error}");
+    // Finetuning does not ask that.
+    subject.kl = None;
+    subject.check_length(&model)?;
     let error = Request::new(&tokenizer, "no gap", "x", "y", &prefixes).expect_err("no gap");
     assert!(error.to_string().contains("{}"), "{error}");
 
@@ -645,7 +652,13 @@ fn released_settings_belong_to_their_models() -> Result<()> {
         (medium.rome_layer, medium.rome_clamp, medium.finetune_clamp),
         (8, 3.0, 2e-3)
     );
+    assert!(
+        medium.said.contains("none were released for MEMIT"),
+        "{}",
+        medium.said
+    );
     let xl = of(48, 1600, 25)?;
+    assert_eq!(xl.said, "the released settings of GPT-2 XL");
     assert_eq!((xl.rome_layer, xl.memit_lambda), (17, 20_000.0));
     assert_eq!(xl.memit_layers, [13, 14, 15, 16, 17]);
     let small = of(12, 768, 12)?;

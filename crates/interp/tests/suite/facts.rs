@@ -122,6 +122,30 @@ fn what_is_broken_is_named_by_its_line() {
     let long = COUNTER.replace("French", &"French".repeat(5_000));
     assert!(refused("a.json", &long).contains("more than 20000 bytes"));
     assert!(Fact::new("1", "x is", " ", None).is_err());
+    let empty = COUNTER.replace("The mother tongue of {} is", " ");
+    for (name, text, place) in [
+        (
+            "a.json",
+            "[{\"subject\":\"x\",\"prompt\":\"\"}]",
+            "record 1",
+        ),
+        (
+            "a.jsonl",
+            "{\"subject\":\"x\",\"prompt\":\"x is\"}\n{\"subject\":\"x\",\"prompt\":\" \"}\n",
+            "row 2",
+        ),
+        ("a.csv", "subject,prompt\nx,\n", "row 2"),
+        ("a.csv", "subject,template\nx,x is\nx,\n", "row 3"),
+        ("a.json", empty.as_str(), "record 1"),
+    ] {
+        let said = refused(name, text);
+        assert!(
+            said.contains("the prompt is empty") && said.contains(place),
+            "{said}"
+        );
+    }
+    let error = Fact::new("1", "", "", None).expect_err("no prompt");
+    assert!(error.to_string().contains("the prompt is empty"), "{error}");
 }
 
 #[test]

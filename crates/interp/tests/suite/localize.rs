@@ -9,9 +9,9 @@ use densely_interp::edit::{Moments, same_bits};
 use densely_interp::facts::{CounterFact, Fact, Rewrite, Target};
 use densely_interp::localize::{
     Case, Event, LocalizeOptions, Method, Neighbour, Outcome, Point, Study, Variant, fractions,
-    layers_of, localize, neighbourhood_score, rewrite_score, summarise, write_report,
+    layers_of, localize, neighbourhood_score, noise_of, rewrite_score, summarise, write_report,
 };
-use densely_interp::noise::Noise;
+use densely_interp::noise::{Noise, NoiseKind};
 use densely_interp::trace::{Restore, Trace};
 use densely_lm::{Lm, LmConfig, Run, Tokenizer};
 use rand::{RngExt, SeedableRng};
@@ -84,7 +84,15 @@ fn names_and_windows_are_those_of_the_paper() -> Result<()> {
     assert_eq!(Method::Ft5.layers(27, 28), 25..28);
     assert_eq!(Method::Rome.layers(27, 28), 27..28);
     let sizes = json!({ "model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, "n_embd": 1600, "n_layer": 48, "n_head": 25 });
-    let layers = layers_of(&LmConfig::from_hugging(&sizes)?);
+    let config = LmConfig::from_hugging(&sizes)?;
+    assert_eq!(noise_of(&config), NoiseKind::Fixed(0.1));
+    let six = json!({ "model_type": "gptj", "vocab_size": 50400, "n_positions": 2048, "n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64 });
+    let six = noise_of(&LmConfig::from_hugging(&six)?);
+    assert_eq!(six, NoiseKind::Fixed(0.094));
+    let small = json!({ "model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12 });
+    let small = noise_of(&LmConfig::from_hugging(&small)?);
+    assert_eq!(small, NoiseKind::Measured(3.0));
+    let layers = layers_of(&config);
     assert_eq!(
         layers,
         [0, 4, 8, 12, 16, 17, 20, 24, 28, 32, 36, 40, 44, 47]

@@ -2,44 +2,22 @@
 
 mod many;
 pub(super) mod moments;
+mod plan;
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use densely_core::tch::{self, Kind, Tensor};
 use densely_core::{Error, Result};
 use densely_interp::edit::score::{Questions, RecordScores, Scores, weigh};
-use densely_interp::edit::{
-    Defaults, Edit, EditHandle, FinetuneOptions, KeyMode, MemitOptions, Prefixes, Request,
-    RomeOptions, StarOptions, finetune, memit, rome,
-};
+use densely_interp::edit::{Edit, EditHandle};
 use densely_lm::{Opened, Run, Sampling, generate};
 use serde_json::{Value, json};
 
+use super::Key;
 use crate::Common;
 use crate::commands::lm::Source;
 use moments::MomentsArguments;
-
-/// How a fact is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Way {
-    /// One fact into one layer, by a matrix of rank one.
-    Rome,
-    /// Facts into several layers at once.
-    Memit,
-    /// Training of the matrix with entries held near to what they were.
-    Ft,
-}
-
-impl Way {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Rome => "rome",
-            Self::Memit => "memit",
-            Self::Ft => "ft",
-        }
-    }
-}
+use plan::{Limit, Loss, Plan, Way};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -100,16 +78,19 @@ pub(crate) struct EditArguments {
     layers: Vec<usize>,
     #[command(flatten)]
     moments: MomentsArguments,
-    /// Which key ROME writes for: the mean over prefixes (when left out), or that of the prompt alone as in the released code.
-    #[arg(long, value_parser = ["averaged", "reference"])]
-    key: Option<String>,
-    /// Most that is added, in norms of the value as it was; of finetuning, most that an entry changes.
-    #[arg(long)]
-    clamp: Option<f64>,
+    /// Which key ROME writes for; `averaged` when left out.
+    #[arg(long, value_enum)]
+    key: Option<Key>,
+    /// How the target's tokens enter the loss of finetuning; `sequence-mean` when left out.
+    #[arg(long, value_enum)]
+    loss: Option<Loss>,
+    /// Most that is added, in norms of the value as it was; of finetuning, most that an entry changes, or `none`.
+    #[arg(long, value_name = "NUMBER|none")]
+    clamp: Option<Limit>,
     /// Evaluations of the loss at most.
     #[arg(long)]
     steps: Option<usize>,
-    /// Weight of the second moments in MEMIT.
+    /// Weight of the second moments in MEMIT; by the model when left out, which takes moments of a text.
     #[arg(long)]
     lambda: Option<f64>,
     /// Write the change to this file.
@@ -120,26 +101,34 @@ pub(crate) struct EditArguments {
         long,
         value_name = "FILE",
         conflicts_with_all = [
-            "facts", "save", "subject", "target", "truth", "method", "layers", "steps", "clamp", "lambda", "key", "moments", "moments_text"
+            "facts", "save", "subject", "target", "truth", "method", "layers", "steps", "clamp", "lambda", "key", "loss", "moments", "moments_text"
         ]
     )]
     apply: Option<PathBuf>,
 }
 
-/// What is done, with everything by the model filled in.
-struct Plan {
-    way: Way,
-    layers: Vec<usize>,
-    key: KeyMode,
-    clamp: f64,
-    steps: usize,
-    lambda: f64,
-    seed: u64,
-    /// Where the settings come from.
-    said: String,
-}
-
 impl EditArguments {
+    /// Fails on texts that are empty.
+    fn check_texts(&self) -> Result<()> {
+        if self
+            .prompt
+            .as_ref()
+            .is_some_and(|text| text.trim().is_empty())
+        {
+            return Err(Error::config("--prompt", "the prompt is empty"));
+        }
+        for (name, texts) in [
+            ("--paraphrase", &self.paraphrase),
+            ("--neighbour", &self.neighbour),
+            ("--generate", &self.generate),
+        ] {
+            if texts.iter().any(|text| text.trim().is_empty()) {
+                return Err(Error::config(name, "is empty"));
+            }
+        }
+        Ok(())
+    }
+
     /// Says which options change nothing.
     fn warn(&self, common: &Common) {
         let drawn = common.seed.map(|_| "--seed");
@@ -149,124 +138,14 @@ impl EditArguments {
         }
         let of_memit = self.lambda.map(|_| "--lambda");
         let of_rome = self.key.as_ref().map(|_| "--key");
+        let of_ft = self.loss.map(|_| "--loss");
         let of_both = self.moments.given().into_iter().chain(drawn);
         let given: Vec<&str> = match self.method {
-            Way::Rome => of_memit.into_iter().collect(),
-            Way::Memit => of_rome.into_iter().collect(),
+            Way::Rome => of_memit.into_iter().chain(of_ft).collect(),
+            Way::Memit => of_rome.into_iter().chain(of_ft).collect(),
             Way::Ft => of_memit.into_iter().chain(of_rome).chain(of_both).collect(),
         };
         super::without_effect(&format!("--method {}", self.method.name()), given);
-    }
-
-    fn plan(&self, opened: &Opened, common: &Common) -> Result<Plan> {
-        let defaults = Defaults::of(opened.model.config());
-        let (layers, clamp, steps) = match self.method {
-            Way::Rome => (vec![defaults.rome_layer], defaults.rome_clamp, 20),
-            Way::Memit => (defaults.memit_layers, 0.75, defaults.memit_steps),
-            Way::Ft => (vec![defaults.finetune_layer], defaults.finetune_clamp, 25),
-        };
-        let said = if self.layers.is_empty() {
-            defaults.said
-        } else {
-            "as asked for".to_owned()
-        };
-        let layers = if self.layers.is_empty() {
-            layers
-        } else {
-            let mut layers = self.layers.clone();
-            layers.sort_unstable();
-            layers.dedup();
-            layers
-        };
-        if self.method == Way::Rome && layers.len() != 1 {
-            let reason = format!("ROME changes one layer, got {layers:?}");
-            return Err(Error::config("--layer", reason));
-        }
-        if let Some(layer) = layers
-            .iter()
-            .find(|l| **l >= opened.model.config().n_layers)
-        {
-            let count = opened.model.config().n_layers;
-            let reason = format!("must be below {count}, the model's layers, got {layer}");
-            return Err(Error::config("--layer", reason));
-        }
-        Ok(Plan {
-            way: self.method,
-            layers,
-            key: match self.key.as_deref() {
-                Some("reference") => KeyMode::Reference,
-                _ => KeyMode::Averaged,
-            },
-            clamp: self.clamp.unwrap_or(clamp),
-            steps: self.steps.unwrap_or(steps),
-            lambda: self.lambda.unwrap_or(defaults.memit_lambda),
-            seed: common.seed.unwrap_or(0),
-            said,
-        })
-    }
-}
-
-impl Plan {
-    /// Layers whose second moments are needed.
-    fn moment_layers(&self) -> &[usize] {
-        match self.way {
-            Way::Ft => &[],
-            Way::Rome | Way::Memit => &self.layers,
-        }
-    }
-
-    fn prefixes(&self, opened: &Opened) -> Result<Prefixes> {
-        match self.way {
-            Way::Rome => Prefixes::rome(&opened.model, &opened.tokenizer, self.seed),
-            Way::Memit => Prefixes::memit(&opened.model, &opened.tokenizer, self.seed),
-            Way::Ft => Ok(Prefixes::none()),
-        }
-    }
-
-    /// The change for some requests, and the losses of the last of them. ROME takes one request.
-    fn make(
-        &self,
-        opened: &Opened,
-        requests: &[Request],
-        moments: &mut moments::Source,
-    ) -> Result<(Edit, Vec<f64>)> {
-        let model = &opened.model;
-        let star = StarOptions {
-            clamp: self.clamp,
-            steps: self.steps,
-            ..StarOptions::default()
-        };
-        match (self.way, requests, self.layers.as_slice()) {
-            (Way::Rome, [request], [layer]) => {
-                let options = RomeOptions {
-                    layer: *layer,
-                    key: self.key,
-                    star,
-                };
-                let held = moments.get(model, *layer)?;
-                let made = rome(model, request, &held, &options)?;
-                Ok((made.edit, made.losses))
-            }
-            (Way::Rome, ..) => Err(Error::config("--method", "ROME writes one fact at a time")),
-            (Way::Memit, ..) => {
-                let options = MemitOptions {
-                    layers: self.layers.clone(),
-                    lambda: self.lambda,
-                    star,
-                };
-                let mut held = |layer: usize| moments.get(model, layer);
-                let mut made = memit(model, requests, &mut held, &options)?;
-                Ok((made.edit, made.losses.pop().unwrap_or_default()))
-            }
-            (Way::Ft, ..) => {
-                let options = FinetuneOptions {
-                    steps: self.steps,
-                    ..FinetuneOptions::new(self.layers.clone(), Some(self.clamp))
-                };
-                let made = finetune(model, requests, &options)?;
-                Ok((made.edit, made.losses))
-            }
-        }
     }
 }
 
@@ -285,6 +164,8 @@ const TEXT: usize = 40;
 
 pub(super) fn run(arguments: &EditArguments, common: &Common) -> Result<()> {
     arguments.warn(common);
+    arguments.check_memit()?;
+    arguments.check_texts()?;
     let opened = arguments.source.open(common)?;
     if let Some(list) = &arguments.facts {
         return many::run(arguments, list, &opened, common);
@@ -303,6 +184,7 @@ pub(super) fn run(arguments: &EditArguments, common: &Common) -> Result<()> {
             about,
             losses: Vec::new(),
             saved: None,
+            plan: None,
         };
         return found.finish(edit, &opened, &prompts, None, arguments, common);
     }
@@ -315,7 +197,7 @@ pub(super) fn run(arguments: &EditArguments, common: &Common) -> Result<()> {
         );
         return Err(Error::config("--subject", reason));
     }
-    let plan = arguments.plan(&opened, common)?;
+    let mut plan = arguments.plan(&opened, common)?;
     let truth = match &arguments.truth {
         Some(truth) if truth.trim().is_empty() => {
             return Err(Error::config("--true", "is empty"));
@@ -337,13 +219,20 @@ pub(super) fn run(arguments: &EditArguments, common: &Common) -> Result<()> {
     let questions = (!truth.is_empty() && truth != target.trim()).then_some(&questions);
     let template = prompt.replacen(subject.as_str(), "{}", 1);
     let prefixes = plan.prefixes(&opened)?;
-    let request = Request::new(&opened.tokenizer, &template, subject, target, &prefixes)?;
+    let request = plan.request(
+        &opened,
+        &template,
+        (subject.as_str(), target.as_str()),
+        &prefixes,
+    )?;
+    // What does not fit fails here, before hours of measuring.
+    let before = see(&opened, &prompts, questions, &arguments.generate)?;
     let layers = plan.moment_layers();
     let mut moments = arguments
         .moments
         .source(&opened, arguments.source.path(), layers, common)?;
-    say(&plan, &moments.said, common);
-    let before = see(&opened, &prompts, questions, &arguments.generate)?;
+    plan.know(&moments);
+    say(&plan, common);
     let (mut edit, losses) = plan.make(&opened, std::slice::from_ref(&request), &mut moments)?;
     edit.about = format!("{prompt:?} to {target:?}");
     let mut saved = None;
@@ -356,17 +245,19 @@ pub(super) fn run(arguments: &EditArguments, common: &Common) -> Result<()> {
         about: edit.about.clone(),
         losses,
         saved,
+        plan: Some(plan),
     };
     found.finish(edit, &opened, &prompts, questions, arguments, common)
 }
 
 /// Says what will be done.
-fn say(plan: &Plan, moments: &str, common: &Common) {
+fn say(plan: &Plan, common: &Common) {
     if common.quiet {
         return;
     }
     eprintln!("layers {:?}: {}", plan.layers, plan.said);
-    if plan.way != Way::Ft {
+    eprintln!("{}", plan.described());
+    if let Some(moments) = &plan.moments {
         eprintln!("{moments}");
     }
 }
@@ -377,6 +268,8 @@ struct Found {
     about: String,
     losses: Vec<f64>,
     saved: Option<PathBuf>,
+    /// `None` for an edit that was saved.
+    plan: Option<Plan>,
 }
 
 impl Found {
@@ -411,7 +304,7 @@ impl Found {
                 .iter()
                 .map(|(name, change, own)| json!({ "name": name, "norm": change, "of": own }))
                 .collect();
-            let whole = json!({
+            let mut whole = json!({
                 "model": opened.described,
                 "method": method,
                 "about": self.about,
@@ -422,10 +315,16 @@ impl Found {
                 "saved": self.saved,
                 "undone": undone,
             });
+            if let Some(plan) = &self.plan {
+                plan.add_to(&mut whole);
+            }
             println!("{whole}");
             return refuse_unless(undone);
         }
         println!("{method}: {}", self.about);
+        if let Some(plan) = &self.plan {
+            println!("{}", plan.described());
+        }
         for (name, change, own) in &norms {
             println!(
                 "{name}: changed by {change:.4}, {:.3} % of its norm",

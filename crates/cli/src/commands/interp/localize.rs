@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use densely_core::{Error, Result};
 use densely_interp::facts::{read_counterfact, read_facts};
 use densely_interp::localize::{
-    Case, Event, LocalizeOptions, Method, Outcome, Study, Summary, Variant, localize, summarise,
-    write_report,
+    Case, Event, LocalizeOptions, Method, Outcome, Study, Summary, Variant, localize, noise_of,
+    summarise, write_report,
 };
 use densely_interp::noise::{Noise, NoiseKind};
-use densely_lm::Opened;
-use serde_json::json;
+use densely_lm::{LmConfig, Opened};
+use serde_json::{Value, json};
 
 use super::edit::moments::MomentsArguments;
-use super::measured_noise;
+use super::{Key, measured_noise, memit_alone};
 use crate::Common;
 use crate::commands::lm::Source;
 use crate::commands::train::interp::Found;
@@ -43,9 +43,9 @@ pub(crate) struct Localize {
     /// Layers to edit, as in 0,4,8; about eight of the model when left out.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     layers: Vec<usize>,
-    /// Size of the noise: s3 (three standard deviations of the subjects' embeddings), a standard deviation, m, t5 or u1.
-    #[arg(long, default_value = "s3")]
-    noise: NoiseKind,
+    /// Size of the noise: s3 (three standard deviations of the subjects' embeddings), a standard deviation, m, t5 or u1; when left out the paper's 0.094 for GPT-J and 0.1 for GPT-2 XL, else s3.
+    #[arg(long)]
+    noise: Option<NoiseKind>,
     /// Layers that are restored together in tracing.
     #[arg(long, default_value_t = 5)]
     window: usize,
@@ -55,6 +55,12 @@ pub(crate) struct Localize {
     /// Texts before the prompt in ROME's search, beside the bare prompt: 20 when left out; fewer are quicker.
     #[arg(long, value_name = "N")]
     prefixes: Option<usize>,
+    /// Which key ROME writes for; `averaged` when left out.
+    #[arg(long, value_enum)]
+    key: Option<Key>,
+    /// Weight of the second moments in MEMIT; by the model when left out, which takes moments of a text.
+    #[arg(long)]
+    lambda: Option<f64>,
     /// Facts whose answer is less probable are left out.
     #[arg(long, default_value_t = 0.02)]
     min_probability: f64,
@@ -69,6 +75,26 @@ pub(crate) struct Localize {
 }
 
 impl Localize {
+    /// Fails where MEMIT would change next to nothing.
+    fn check_memit(&self) -> Result<()> {
+        let asked = self.methods.is_empty() || self.methods.contains(&Method::Memit);
+        if asked && self.lambda.is_none() && self.moments.are_identity() {
+            return Err(memit_alone("--methods", "; or leave memit out"));
+        }
+        Ok(())
+    }
+
+    /// The noise, and where it is from.
+    fn noise(&self, config: &LmConfig) -> (NoiseKind, &'static str) {
+        match self.noise {
+            Some(kind) => (kind, "as asked for"),
+            None => match noise_of(config) {
+                kind @ NoiseKind::Fixed(_) => (kind, "the paper's for this model"),
+                kind => (kind, "the paper has none for this model"),
+            },
+        }
+    }
+
     fn options(&self, opened: &Opened, common: &Common) -> Result<LocalizeOptions> {
         let mut options = LocalizeOptions::new(opened.model.config());
         if !self.variants.is_empty() {
@@ -90,6 +116,8 @@ impl Localize {
             })?;
             options.seed = seed;
         }
+        options.key = self.key.map(Key::mode).unwrap_or_default();
+        options.memit_lambda = self.lambda.unwrap_or(options.memit_lambda);
         options.min_probability = self.min_probability;
         options.prefixes = self.prefixes.unwrap_or(options.prefixes);
         options.validate(&opened.model)?;
@@ -101,10 +129,14 @@ impl Localize {
         let moments = self.moments.given();
         let moments = moments.filter(|_| !methods.iter().any(|method| method.needs_moments()));
         let prefixes = self.prefixes.map(|_| "--prefixes");
-        let prefixes = prefixes.filter(|_| !methods.contains(&Method::Rome));
+        let key = self.key.map(|_| "--key");
+        let of_rome = prefixes.into_iter().chain(key);
+        let of_rome = of_rome.filter(|_| !methods.contains(&Method::Rome));
+        let lambda = self.lambda.map(|_| "--lambda");
+        let lambda = lambda.filter(|_| !methods.contains(&Method::Memit));
         let names: Vec<&str> = methods.iter().map(|method| method.name()).collect();
         let beside = format!("--methods {}", names.join(","));
-        super::without_effect(&beside, moments.into_iter().chain(prefixes));
+        super::without_effect(&beside, moments.into_iter().chain(of_rome).chain(lambda));
     }
 }
 
@@ -129,11 +161,13 @@ struct Made {
     outcome: Outcome,
     summary: Summary,
     parameters: u64,
+    /// Noise, ROME's key and second moments, for JSON.
+    settings: Value,
 }
 
 pub(super) fn run(arguments: &Localize, common: &Common) -> Result<()> {
     let made = make(arguments, common)?;
-    print(&made.folder, &made.outcome, &made.summary, common);
+    print(&made, common);
     Ok(())
 }
 
@@ -183,6 +217,7 @@ pub(crate) fn study(arguments: &Localize, common: &Common) -> Result<Found> {
 }
 
 fn make(arguments: &Localize, common: &Common) -> Result<Made> {
+    arguments.check_memit()?;
     let (mut all, drawn) = cases(&arguments.facts, common.seed.unwrap_or(0))?;
     let subjects: Vec<_> = all.iter().map(|case| case.fact.clone()).collect();
     let count = arguments.limit.unwrap_or(all.len()).min(all.len());
@@ -199,13 +234,20 @@ fn make(arguments: &Localize, common: &Common) -> Result<Made> {
         PathBuf::from(format!("runs/localize-{}", stem.to_string_lossy()))
     });
     // Of the whole list, so that a part of it is corrupted as the whole is.
-    let noise = measured_noise(&opened, arguments.noise, None, &subjects)?;
+    let (kind, from) = arguments.noise(opened.model.config());
+    let noise = measured_noise(&opened, kind, None, &subjects)?;
     let layers = options.moment_layers(opened.model.config().n_layers);
     let path = arguments.source.path();
     let mut held = arguments.moments.source(&opened, path, &layers, common)?;
     options.moments.clone_from(&held.said);
     if !common.quiet {
-        eprintln!("layers {:?}; {}", options.layers, held.said);
+        eprintln!("layers {:?}; noise {kind}: {from}", options.layers);
+        if options.methods.contains(&Method::Rome) {
+            eprintln!("ROME's key {}", options.key.name());
+        }
+        if options.methods.iter().any(|method| method.needs_moments()) {
+            eprintln!("{}", held.said);
+        }
     }
     let model = &opened.model;
     let mut moments = |layer: usize| held.get(model, layer);
@@ -223,10 +265,11 @@ fn make(arguments: &Localize, common: &Common) -> Result<Made> {
         &mut |event| say(&event, common),
     )?;
     let summary = summarise(&outcome.points)?;
-    let about = about(arguments, &opened, &noise, &options, drawn);
+    let about = about(arguments, &opened, (&noise, from), &options, drawn);
     write_report(&folder, &about, &outcome, &summary)?;
     Ok(Made {
         parameters: model.config().parameter_count(),
+        settings: settings(&noise, &options),
         folder,
         outcome,
         summary,
@@ -237,18 +280,18 @@ fn make(arguments: &Localize, common: &Common) -> Result<Made> {
 fn about(
     arguments: &Localize,
     opened: &Opened,
-    noise: &Noise,
+    (noise, from): (&Noise, &str),
     options: &LocalizeOptions,
     drawn: &str,
 ) -> Vec<(String, String)> {
-    let rows = [
+    let mut rows = vec![
         ("model", opened.described.clone()),
         ("list", arguments.facts.display().to_string()),
         ("answers", drawn.to_owned()),
         (
             "noise",
             format!(
-                "{} ({:.6}), {} draws from seed {}",
+                "{} ({:.6}), {from}; {} draws from seed {}",
                 noise.kind(),
                 noise.scale(),
                 options.trace.samples,
@@ -263,11 +306,32 @@ fn about(
             ),
         ),
         ("layers", format!("{:?}", options.layers)),
-        ("keys", options.moments.clone()),
     ];
+    if options.methods.contains(&Method::Rome) {
+        rows.push(("ROME's key", options.key.name().to_owned()));
+    }
+    if options.methods.contains(&Method::Memit) {
+        rows.push(("MEMIT's lambda", options.memit_lambda.to_string()));
+    }
+    if options.methods.iter().any(|method| method.needs_moments()) {
+        rows.push(("second moments", options.moments.clone()));
+    }
     rows.into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
+}
+
+/// What the JSON says of settings; `null` is what none of the methods has.
+fn settings(noise: &Noise, options: &LocalizeOptions) -> Value {
+    let has = |method: Method| options.methods.contains(&method);
+    let moments = options.methods.iter().any(|method| method.needs_moments());
+    json!({
+        "noise": { "kind": noise.kind(), "scale": noise.scale() },
+        "layers": options.layers,
+        "key": has(Method::Rome).then_some(options.key),
+        "lambda": has(Method::Memit).then_some(options.memit_lambda),
+        "moments": moments.then_some(&options.moments),
+    })
 }
 
 fn say(event: &Event<'_>, common: &Common) {
@@ -299,13 +363,15 @@ fn say(event: &Event<'_>, common: &Common) {
     }
 }
 
-fn print(folder: &Path, outcome: &Outcome, summary: &Summary, common: &Common) {
+fn print(made: &Made, common: &Common) {
+    let (folder, outcome, summary) = (&made.folder, &made.outcome, &made.summary);
     if common.json {
         let whole = json!({
             "folder": folder,
             "facts": outcome.edited,
             "left_out": outcome.skipped.len(),
             "edits": outcome.points.len(),
+            "settings": made.settings,
             "summary": summary,
             "verdict": summary.verdict(),
         });

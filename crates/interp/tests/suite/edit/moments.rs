@@ -1,13 +1,17 @@
 //! Second moments: what they are, and that a measurement that was stopped goes on.
 
 use densely_core::{Error, Result, seeded};
-use densely_interp::edit::Moments;
 use densely_interp::edit::moments::{MadeOf, Windows, file_of, measure};
-use densely_lm::Run;
+use densely_interp::edit::{EditHandle, Moments, rome};
+use densely_interp::noise::Noise;
+use densely_interp::sweep::fingerprint;
+use densely_interp::trace::TraceOptions;
+use densely_lm::{Lm, Run};
 use densely_testkit::{assert_bits, assert_near};
-use tch::{Kind, Tensor};
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
 
-use super::DOUBLE;
+use super::{DOUBLE, options, request};
 use crate::trace::tiny;
 
 fn windows() -> Windows {
@@ -135,5 +139,78 @@ fn moments_that_were_stopped_end_in_the_same_bits() -> Result<()> {
     assert!(error.to_string().contains("layer 2"), "{error}");
     let made_of = MadeOf::new(&model, 2, &windows)?;
     assert_eq!(Moments::read(&file)?.1, made_of);
+    Ok(())
+}
+
+/// What files say of a model: of the keys of a layer, and of all of its weights.
+fn print(model: &Lm, layer: usize) -> Result<String> {
+    Ok(MadeOf::new(model, layer, &windows())?.model)
+}
+
+fn whole(model: &Lm) -> Result<serde_json::Value> {
+    fingerprint(model, &Noise::fixed(0.5)?, &TraceOptions::default())
+}
+
+#[test]
+fn moments_belong_to_all_weights_that_make_their_keys() -> Result<()> {
+    let (model, _vs) = tiny("gpt2")?;
+    let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+    let path = folder.path();
+    measure(&model, &windows(), &[0, 2], Some(path), 9, &mut |_, _| {})?;
+    let fits = |model: &Lm| [0, 2].map(|layer| Moments::of_layer(path, model, layer).is_ok());
+    let plain = whole(&model)?;
+    for (name, expected) in [
+        ("transformer.wte.weight", [false, false]),
+        ("transformer.wpe.weight", [false, false]),
+        ("transformer.h.0.attn.c_attn.weight", [false, false]),
+        ("transformer.h.0.mlp.c_fc.weight", [false, false]),
+        ("transformer.h.0.ln_2.bias", [false, false]),
+        // What an edit of that layer changes, and what lies above it, leaves its keys as they are.
+        ("transformer.h.0.mlp.c_proj.weight", [true, false]),
+        ("transformer.h.2.attn.c_proj.weight", [true, false]),
+        ("transformer.h.2.mlp.c_proj.weight", [true, true]),
+        ("transformer.h.2.mlp.c_proj.bias", [true, true]),
+        ("transformer.h.3.mlp.c_fc.weight", [true, true]),
+        ("transformer.ln_f.weight", [true, true]),
+    ] {
+        let _guard = tch::no_grad_guard();
+        let mut xs = model.parameter(name)?;
+        let before = xs.copy();
+        xs.f_copy_(&(&before * 1.5 + 0.5))?;
+        assert_eq!(fits(&model), expected, "{name}");
+        assert_ne!(whole(&model)?, plain, "{name}");
+        xs.f_copy_(&before)?;
+        assert_eq!(fits(&model), [true, true], "{name}");
+        assert_eq!(whole(&model)?, plain, "{name}");
+    }
+
+    // Other draws of the same sizes, where nothing lies below the first layer's keys but its own weights.
+    let vs = VarStore::new(Device::Cpu);
+    let other = seeded(8, || Lm::new(model.config().clone(), &vs.root()))?;
+    assert_ne!(print(&other, 0)?, print(&model, 0)?);
+    let error = Moments::of_layer(path, &other, 0).expect_err("another model");
+    let said = error.to_string();
+    assert!(said.contains("were measured on layer 0 of"), "{said}");
+    let refused = measure(&other, &windows(), &[0], Some(path), 9, &mut |_, _| {});
+    let said = refused.expect_err("another model").to_string();
+    assert!(said.contains("another folder"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_model_whose_edit_was_taken_back_is_the_same_model() -> Result<()> {
+    for family in ["gpt2", "llama"] {
+        let (model, _vs) = tiny(family)?;
+        let before = (print(&model, 1)?, print(&model, 2)?, whole(&model)?);
+        let second = Moments::identity(model.config().d_mlp)?;
+        let found = rome(&model, &request()?, &second, &options(1))?;
+        let mut handle = EditHandle::apply(&model, found.edit)?;
+        assert_eq!(print(&model, 1)?, before.0, "{family}");
+        assert_ne!(print(&model, 2)?, before.1, "{family}");
+        assert_ne!(whole(&model)?, before.2, "{family}");
+        handle.undo(&model)?;
+        let after = (print(&model, 1)?, print(&model, 2)?, whole(&model)?);
+        assert_eq!(after, before, "{family}");
+    }
     Ok(())
 }

@@ -9,7 +9,7 @@ use densely_interp::facts::{CounterFact, read_counterfact};
 use densely_lm::Opened;
 use serde_json::json;
 
-use super::{EditArguments, Plan, Way, continued, print_scores, refuse_unless, say};
+use super::{EditArguments, Plan, TEXT, Way, continued, print_scores, refuse_unless, say};
 use crate::Common;
 
 pub(super) fn run(
@@ -23,30 +23,36 @@ pub(super) fn run(
     if count == 0 {
         return Err(Error::config("--limit", "must be at least 1, got 0"));
     }
-    let records = all.get(..count).unwrap_or_default();
-    let plan = arguments.plan(opened, common)?;
+    let mut plan = arguments.plan(opened, common)?;
+    let prefixes = plan.prefixes(opened)?;
+    // What does not fit shows here, before hours of measuring.
+    let ready = Ready::new(
+        opened,
+        &plan,
+        all.get(..count).unwrap_or_default(),
+        &prefixes,
+    )?;
+    if let (true, Some(first)) = (ready.records.is_empty(), ready.skipped.first()) {
+        let reason = format!("none of its {count} records can be edited; the first: {first}");
+        return Err(Error::data(list, reason));
+    }
+    let count = ready.records.len();
     let layers = plan.moment_layers();
     let mut moments = arguments
         .moments
         .source(opened, arguments.source.path(), layers, common)?;
-    say(&plan, &moments.said, common);
-    let prefixes = plan.prefixes(opened)?;
+    plan.know(&moments);
+    say(&plan, common);
     let together = plan.way == Way::Memit;
-    let mut before = Vec::new();
-    for record in records {
-        before.push(judge(opened, record)?);
-    }
     let mut after: Vec<RecordScores> = Vec::new();
     let mut entropy = Vec::new();
     let step = if together { count } else { 1 };
-    for (place, chunk) in records.chunks(step).enumerate() {
-        if densely_train::signal::interrupted() {
-            let reason = "was interrupted; nothing is kept of it";
-            return Err(Error::config("editing", reason));
-        }
-        let found = one(opened, &plan, chunk, &prefixes, &mut moments)?;
+    let chunks = ready.records.chunks(step).zip(ready.requests.chunks(step));
+    for (place, (records, requests)) in chunks.enumerate() {
+        stop_if_asked()?;
+        let found = one(opened, &plan, records, requests, &mut moments)?;
         if !common.quiet && !together {
-            let rewrite = &chunk[0].requested_rewrite;
+            let rewrite = &records[0].requested_rewrite;
             let took = found.0.first().is_some_and(|scores| {
                 let weighed = scores.rewrite.first();
                 weighed.is_some_and(|weighed| weighed.prefers_new())
@@ -62,24 +68,27 @@ pub(super) fn run(
         after.extend(found.0);
         entropy.extend(found.1);
     }
-    let (before, after) = (Scores::new(&before), Scores::new(&after));
+    let (before, after) = (Scores::new(&ready.before), Scores::new(&after));
     let texts = entropy.len();
     let entropy = (texts > 0).then(|| entropy.iter().sum::<f64>() / texts as f64);
+    let skipped = ready.skipped.len();
     if common.json {
-        let whole = json!({
+        let mut whole = json!({
             "model": opened.described,
+            "method": plan.way.method(),
             "records": count,
-            "layers": plan.layers,
-            "moments": moments.said,
+            "skipped": skipped,
             "before": before,
             "after": after,
             "generation_entropy": entropy,
         });
+        plan.add_to(&mut whole);
         println!("{whole}");
         return Ok(());
     }
     println!(
-        "{count} records of {}, {}",
+        "{}: {count} records of {}, {}",
+        plan.way.method(),
         list.display(),
         if together {
             "written at once"
@@ -87,46 +96,106 @@ pub(super) fn run(
             "each written alone and taken back"
         }
     );
+    println!("{}", plan.described());
     print_scores(&before, &after);
     if let Some(entropy) = entropy {
         println!("GE            {:>7.1}", 100.0 * entropy);
     }
+    println!("records skipped: {skipped}");
     Ok(())
 }
 
-fn judge(opened: &Opened, record: &CounterFact) -> Result<RecordScores> {
-    let questions = Questions::of(record)?;
-    weigh(&opened.model, &opened.tokenizer, &questions).map_err(|error| match error {
-        error @ (Error::Config { .. } | Error::Data { .. }) => {
-            Error::data("", format!("record {}: {error}", record.case_id))
+fn stop_if_asked() -> Result<()> {
+    if densely_train::signal::interrupted() {
+        let reason = "was interrupted; nothing is kept of it";
+        return Err(Error::config("editing", reason));
+    }
+    Ok(())
+}
+
+/// Records that can be edited and judged, with what is asked for and the scores before; in the same order.
+struct Ready<'r> {
+    records: Vec<&'r CounterFact>,
+    requests: Vec<Request>,
+    before: Vec<RecordScores>,
+    /// Why the others cannot.
+    skipped: Vec<String>,
+}
+
+impl<'r> Ready<'r> {
+    fn new(
+        opened: &Opened,
+        plan: &Plan,
+        records: &'r [CounterFact],
+        prefixes: &Prefixes,
+    ) -> Result<Self> {
+        let mut ready = Self {
+            records: Vec::new(),
+            requests: Vec::new(),
+            before: Vec::new(),
+            skipped: Vec::new(),
+        };
+        for record in records {
+            stop_if_asked()?;
+            match prepare(opened, plan, record, prefixes) {
+                Ok((request, scores)) => {
+                    ready.records.push(record);
+                    ready.requests.push(request);
+                    ready.before.push(scores);
+                }
+                Err(error @ (Error::Config { .. } | Error::Data { .. })) => {
+                    let reason = format!("record {}: {error}", record.case_id);
+                    tracing::warn!("skipped, {reason}");
+                    ready.skipped.push(reason);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        error => error,
-    })
+        Ok(ready)
+    }
+}
+
+/// What a record asks for and its scores as the model is, or what of it does not fit.
+fn prepare(
+    opened: &Opened,
+    plan: &Plan,
+    record: &CounterFact,
+    prefixes: &Prefixes,
+) -> Result<(Request, RecordScores)> {
+    let rewrite = &record.requested_rewrite;
+    let pair = (rewrite.subject.as_str(), rewrite.target_new.str.trim());
+    let request = plan.request(opened, &rewrite.prompt, pair, prefixes)?;
+    if let Some(start) = record.generation_prompts.first() {
+        let (length, most) = (
+            opened.tokenizer.encode(start)?.len(),
+            opened.model.config().n_ctx,
+        );
+        if length == 0 {
+            return Err(Error::config("generation prompt", "is empty"));
+        }
+        if (length + TEXT) as i64 > most {
+            let reason = format!(
+                "has {length} tokens and is written on by {TEXT}: too long together, since the model takes {most}"
+            );
+            return Err(Error::config("generation prompt", reason));
+        }
+    }
+    Ok((request, judge(opened, record)?))
+}
+
+fn judge(opened: &Opened, record: &CounterFact) -> Result<RecordScores> {
+    weigh(&opened.model, &opened.tokenizer, &Questions::of(record)?)
 }
 
 /// Scores of records with their edit in the model, and the entropies of what it then writes.
 fn one(
     opened: &Opened,
     plan: &Plan,
-    records: &[CounterFact],
-    prefixes: &Prefixes,
+    records: &[&CounterFact],
+    requests: &[Request],
     moments: &mut super::moments::Source,
 ) -> Result<(Vec<RecordScores>, Vec<f64>)> {
-    let requests = records
-        .iter()
-        .map(|record| {
-            let rewrite = &record.requested_rewrite;
-            let target = rewrite.target_new.str.trim();
-            Request::new(
-                &opened.tokenizer,
-                &rewrite.prompt,
-                &rewrite.subject,
-                target,
-                prefixes,
-            )
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let (edit, _) = plan.make(opened, &requests, moments)?;
+    let (edit, _) = plan.make(opened, requests, moments)?;
     let mut handle = EditHandle::apply(&opened.model, edit)?;
     let found = (|| -> Result<(Vec<RecordScores>, Vec<f64>)> {
         let mut scores = Vec::new();

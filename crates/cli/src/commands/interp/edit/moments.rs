@@ -71,6 +71,11 @@ impl MomentsArguments {
         }
     }
 
+    /// Whether the identity stands in their place.
+    pub(crate) fn are_identity(&self) -> bool {
+        self.moments_text.is_none() && matches!(self.moments.as_deref(), None | Some("identity"))
+    }
+
     /// Measures what is missing, and says what there is.
     pub(crate) fn source(
         &self,
@@ -87,11 +92,8 @@ impl MomentsArguments {
             self.measure(opened, text, &folder, layers, common)?;
             return Source::new(&opened.model, Some(folder), layers);
         }
-        let path = match self.moments.as_deref() {
-            None | Some("identity") => None,
-            Some(path) => Some(PathBuf::from(path)),
-        };
-        Source::new(&opened.model, path, layers)
+        let path = self.moments.as_ref().filter(|_| !self.are_identity());
+        Source::new(&opened.model, path.map(PathBuf::from), layers)
     }
 
     fn measure(
