@@ -212,6 +212,7 @@ impl Fit<'_> {
             preset: settings.model.preset.clone(),
             config,
             signal: described(&loaded)?,
+            data: Some(data.clone()),
         };
         let (vs, network) = self.network(&pipeline)?;
         let Network::Values(network) = &network else {
@@ -281,6 +282,7 @@ impl Fit<'_> {
                 normalisation: shape.normalisation,
                 coordinates,
             },
+            data: Some(settings.data.clone()),
         };
         let (vs, network) = self.network(&pipeline)?;
         let Network::Values(network) = &network else {

@@ -14,7 +14,7 @@ use densely_fields::fit::{
 use densely_fields::signals::Split;
 use serde_json::{Map, Value, json};
 
-use crate::{Common, recipe};
+use crate::Common;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -120,20 +120,12 @@ fn data_of(signal: &Path, split: Split) -> Result<(PathBuf, DataSettings)> {
     Ok((folder, data))
 }
 
-/// The signal, cut and reduced as the one was that a run folder's field was fitted to; a file of a field does not know that.
-fn as_fitted(field: &Path, data: DataSettings) -> Result<DataSettings> {
-    #[derive(serde::Deserialize)]
-    struct Config {
-        data: DataSettings,
-    }
-    let path = field.join("config.toml");
-    if !path.is_file() {
-        return Ok(data);
-    }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let config: Config =
-        toml::from_str(&text).map_err(|e| Error::corrupt(&path, recipe::sentence(&e)))?;
-    Ok(match (data, config.data) {
+/// The signal, cut and reduced as the one was that the field was fitted to.
+fn as_fitted(field: &Field, data: DataSettings) -> DataSettings {
+    let Some(own) = field.pipeline().data.clone() else {
+        return data;
+    };
+    match (data, own) {
         (DataSettings::Image(given), DataSettings::Image(own)) => {
             DataSettings::Image(ImageSettings {
                 file: given.file,
@@ -145,13 +137,13 @@ fn as_fitted(field: &Path, data: DataSettings) -> Result<DataSettings> {
             ..own
         }),
         (data, _) => data,
-    })
+    }
 }
 
 fn eval(arguments: &Eval, common: &Common) -> Result<()> {
     let field = Field::open(&arguments.field, common.device.open()?)?;
     let (folder, data) = data_of(&arguments.signal, Split::All)?;
-    let mut data = as_fitted(&arguments.field, data)?;
+    let mut data = as_fitted(&field, data);
     match (&mut data, arguments.resolution) {
         (DataSettings::Mesh(mesh), resolution) => {
             mesh.resolution = resolution.unwrap_or(mesh.resolution);

@@ -107,6 +107,27 @@ fn from_a_picture_to_pictures_of_other_sizes_and_a_small_file() {
         .densely(&["field", "eval", "photo.field", "photo.png"])
         .success();
 
+    // What was cut and reduced is judged so again, from the file too.
+    let cut = [
+        "photo.png",
+        "--set",
+        "data.crop=24",
+        "--set",
+        "data.side=12",
+        "--out",
+        "runs/cut",
+        "--json",
+    ];
+    let fitted = json(&bench.field(&cut).success());
+    let words = ["field", "compress", "runs/cut", "cut.field", "--bits", "32"];
+    bench.densely(&words).success();
+    for field in ["runs/cut", "cut.field"] {
+        let found = bench.densely(&["field", "eval", field, "photo.png", "--json"]);
+        let found = json(&found.success())["psnr"].as_f64().unwrap();
+        let psnr = fitted["scores"]["psnr"].as_f64().unwrap();
+        assert!((found - psnr).abs() < 1e-9, "{field}: {found} and {psnr}");
+    }
+
     // A second fit does not write over the first one.
     let again = bench.field(&["photo.png"]).failure().code(1);
     assert!(stderr(&again).contains("--resume"), "{}", stderr(&again));

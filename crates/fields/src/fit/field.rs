@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::file;
 use super::radiance::{RadianceConfig, RadianceField, RayConfig, Seen};
-use super::settings::check_resolution;
+use super::settings::{DataSettings, check_resolution};
 use super::shape::{self, CUBE};
 use crate::mesh::{Mesh, Normalisation};
 use crate::models::PRESETS;
@@ -33,6 +33,9 @@ pub struct Pipeline {
     pub config: Value,
     /// What was fitted.
     pub signal: Described,
+    /// How it was read: the same cut and size are judged again. `None` in files of other programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataSettings>,
 }
 
 /// What was fitted.

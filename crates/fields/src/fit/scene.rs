@@ -57,6 +57,7 @@ pub(super) fn open_scene(
             test: test.clone(),
             rays: rays.clone(),
         },
+        data: Some(settings.data.clone()),
     };
     Ok((
         pipeline,
