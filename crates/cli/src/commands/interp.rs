@@ -63,6 +63,30 @@ fn memit_alone(option: &str, otherwise: &str) -> Error {
     Error::config(option, reason)
 }
 
+/// Facts or records that are left out: the first ones are named.
+#[derive(Debug, Default)]
+struct Skipped {
+    pub(super) count: usize,
+}
+
+impl Skipped {
+    /// How many are named.
+    const NAMED: usize = 10;
+
+    pub(super) fn add(&mut self, reason: &str) {
+        if self.count < Self::NAMED {
+            tracing::warn!("skipped: {reason}");
+        }
+        self.count += 1;
+    }
+
+    pub(super) fn end(&self) {
+        if self.count > Self::NAMED {
+            tracing::warn!("skipped: {} more", self.count - Self::NAMED);
+        }
+    }
+}
+
 /// What a model is called in figures: the name of its folder or file.
 fn model_name(path: &Path) -> String {
     let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());

@@ -5,8 +5,8 @@ mod generate;
 
 use std::path::{Path, PathBuf};
 
-use densely_core::Result;
 use densely_core::tch::Kind;
+use densely_core::{Error, Result};
 use densely_lm::{Opened, open};
 
 use crate::Common;
@@ -17,6 +17,13 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     /// Print how well a model foretells a text.
     Eval(eval::Eval),
+}
+
+/// A whole text.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    String::from_utf8(bytes)
+        .map_err(|_| Error::data(path, "is not UTF-8; save it as text of this encoding"))
 }
 
 /// Which model, and in which numbers.

@@ -212,6 +212,9 @@ pub fn localize(
     })
 }
 
+/// Settings that only some methods read: those that take moments, ROME twice, MEMIT.
+pub(super) const OF_METHODS: [&str; 4] = ["moments", "key", "prefixes", "memit_lambda"];
+
 /// The settings that a folder goes on with. Variants, methods and layers may be added.
 fn settings(model: &Lm, noise: &Noise, options: &LocalizeOptions) -> Result<Value> {
     let mut own = serde_json::to_value(options)
@@ -220,9 +223,18 @@ fn settings(model: &Lm, noise: &Noise, options: &LocalizeOptions) -> Result<Valu
         for name in ["variants", "methods", "layers", "trace"] {
             fields.remove(name);
         }
-        // Methods may be added later, and their moments with them.
-        if !options.methods.iter().any(|method| method.needs_moments()) {
-            fields.remove("moments");
+        // Methods may be added later, and what they alone read with them.
+        let has = |method: Method| options.methods.contains(&method);
+        let used = [
+            options.methods.iter().any(|method| method.needs_moments()),
+            has(Method::Rome),
+            has(Method::Rome),
+            has(Method::Memit),
+        ];
+        for (name, used) in OF_METHODS.into_iter().zip(used) {
+            if !used {
+                fields.remove(name);
+            }
         }
     }
     Ok(json!({

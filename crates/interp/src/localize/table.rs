@@ -6,6 +6,7 @@ use densely_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::job::OF_METHODS;
 use super::{Method, Variant};
 use crate::journal::{Journal, needs_resume, same_settings};
 
@@ -199,23 +200,29 @@ pub(super) fn settle(
     let mut whole: Value = serde_json::from_str(&text)
         .map_err(|error| Error::corrupt(path, format!("it is no JSON: {error}")))?;
     let mut begun = whole["settings"].clone();
-    match (
-        begun["edits"].get("moments").is_some(),
-        settings["edits"].get("moments"),
-    ) {
-        (true, None) => {
-            if let Some(edits) = begun["edits"].as_object_mut() {
-                edits.remove("moments");
+    let mut added = false;
+    for name in OF_METHODS {
+        match (
+            begun["edits"].get(name).is_some(),
+            settings["edits"].get(name),
+        ) {
+            (true, None) => {
+                if let Some(edits) = begun["edits"].as_object_mut() {
+                    edits.remove(name);
+                }
             }
+            (false, Some(now)) if begun["edits"].is_object() => {
+                begun["edits"][name] = now.clone();
+                whole["settings"]["edits"][name] = now.clone();
+                added = true;
+            }
+            _ => {}
         }
-        (false, Some(now)) if begun["edits"].is_object() => {
-            begun["edits"]["moments"] = now.clone();
-            whole["settings"] = begun.clone();
-            densely_core::fs::write(path, format!("{whole:#}\n").as_bytes())?;
-        }
-        _ => {}
     }
     same_settings(path, &begun, settings)?;
+    if added {
+        densely_core::fs::write(path, format!("{whole:#}\n").as_bytes())?;
+    }
     Ok(whole["kept"].take())
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use densely_core::{Error, Result};
-use densely_interp::edit::{Moments, same_bits};
+use densely_interp::edit::{KeyMode, Moments, same_bits};
 use densely_interp::facts::{CounterFact, Fact, Rewrite, Target};
 use densely_interp::localize::{
     Case, Event, LocalizeOptions, Method, Neighbour, Outcome, Point, Study, Variant, fractions,
@@ -492,6 +492,31 @@ fn a_fact_that_was_edited_keeps_what_it_is_edited_to_and_judged_by() -> Result<(
     assert_eq!(go(&cases, &two)?.1, 3);
     assert!(read("edits.csv")?.starts_with(&edits));
     assert_eq!(read("cases.jsonl")?.lines().count(), 3);
+    Ok(())
+}
+
+#[test]
+fn methods_are_added_with_settings_that_only_they_read() -> Result<()> {
+    let (model, _vs, tokenizer) = speaking()?;
+    let cases = known(&model, &tokenizer, 1)?;
+    let mut options = options(&model);
+    options.variants = vec![Variant::FactErasure];
+    options.methods = vec![Method::Ft1];
+    options.layers = vec![1];
+    let folder = tempfile::tempdir().map_err(Error::io("tempdir"))?;
+    let go =
+        |options: &LocalizeOptions| study(&model, &tokenizer, &cases, options, folder.path(), true);
+    assert_eq!(go(&options)?.1, 1);
+    options.methods = vec![Method::Ft1, Method::Rome];
+    options.key = KeyMode::Reference;
+    assert_eq!(go(&options)?.1, 1);
+    // Now there are edits by this key.
+    options.key = KeyMode::Averaged;
+    let error = go(&options).expect_err("another key").to_string();
+    assert!(error.contains("key"), "{error}");
+    // What is not read may differ.
+    options.methods = vec![Method::Ft1];
+    assert_eq!(go(&options)?.1, 0);
     Ok(())
 }
 

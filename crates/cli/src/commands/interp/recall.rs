@@ -15,8 +15,9 @@ use densely_interp::trace::{Prompt, Score, predicts};
 use densely_lm::Opened;
 use serde_json::{Value, json};
 
+use super::Skipped;
 use crate::Common;
-use crate::commands::lm::Source;
+use crate::commands::lm::{Source, read_text};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -87,33 +88,9 @@ struct Answered {
     asked: usize,
 }
 
-/// Facts that are left out: the first ones are named.
-#[derive(Debug, Default)]
-struct Skipped {
-    count: usize,
-}
-
-impl Skipped {
-    /// Facts that are named.
-    const NAMED: usize = 10;
-
-    fn add(&mut self, reason: &str) {
-        if self.count < Self::NAMED {
-            tracing::warn!("skipped: {reason}");
-        }
-        self.count += 1;
-    }
-
-    fn end(&self) {
-        if self.count > Self::NAMED {
-            tracing::warn!("skipped: {} more facts", self.count - Self::NAMED);
-        }
-    }
-}
-
 pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
     if let Some(path) = &arguments.out {
-        let mut read = vec![arguments.facts.as_path()];
+        let mut read = vec![arguments.facts.as_path(), arguments.source.path()];
         read.extend(arguments.without_frequency.as_deref());
         densely_core::fs::refuse_overwriting("--out", path, &read)?;
     }
@@ -200,16 +177,14 @@ pub(super) fn run(arguments: &Recall, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// A whole text.
-fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    String::from_utf8(bytes)
-        .map_err(|_| Error::data(path, "is not UTF-8; save it as text of this encoding"))
-}
-
 /// The most frequent tokens of a text.
 fn frequent(opened: &Opened, path: &Path, text: &str, most: usize) -> Result<Vec<i64>> {
-    let ids = opened.tokenizer.encode_plain(text)?;
+    // By lines: a tokeniser takes many times a text's bytes.
+    let mut ids = Vec::new();
+    for line in text.split_inclusive('\n') {
+        let own = opened.tokenizer.encode_plain(line);
+        ids.extend(own.map_err(|error| Error::data(path, error.to_string()))?);
+    }
     if ids.is_empty() {
         return Err(Error::data(path, "has no token to count"));
     }
@@ -293,12 +268,12 @@ fn mlp(
             );
         }
         println!("  constant speaks for {}", quoted(&tokens));
-        if let (Some((first, best)), Some((_, middle))) =
-            (answers.first(), answers.get(answers.len() / 2))
-        {
+        if let Some((first, best)) = answers.first() {
+            let [low, high] = [(answers.len() - 1) / 2, answers.len() / 2].map(|at| answers[at].1);
             println!(
-                "  rank of answers there (0 is the top of {}): best {best} ({first:?}), median {middle}",
-                opened.model.config().vocab_size
+                "  rank of answers there (0 is the top of {}): best {best} ({first:?}), median {:.1}",
+                opened.model.config().vocab_size,
+                (low + high) as f64 / 2.0
             );
         }
     }

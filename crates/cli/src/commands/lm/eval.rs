@@ -9,7 +9,7 @@ use densely_train::progress::Bar;
 use densely_train::signal;
 use serde_json::json;
 
-use super::Source;
+use super::{Source, read_text};
 use crate::Common;
 
 /// Tokens of a window where none are asked for.
@@ -37,9 +37,7 @@ pub(crate) struct Eval {
 
 pub(super) fn run(arguments: &Eval, common: &Common) -> Result<()> {
     let path = &arguments.text;
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| Error::data(path, "is not UTF-8; save it as text of this encoding"))?;
+    let text = read_text(path)?;
     let opened = arguments.source.open(common)?;
     let takes = opened.model.config().n_ctx as usize;
     let window = arguments.window.unwrap_or(WINDOW.min(takes));

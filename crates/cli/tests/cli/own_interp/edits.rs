@@ -101,6 +101,21 @@ fn an_edit_says_its_settings() {
         );
         assert_eq!(found["moments"], Value::Null);
     }
+    // " x" is two tokens for this tokeniser.
+    let first = |loss: &str| {
+        let found = json(&[free.as_slice(), &[loss]].concat());
+        found["losses"][0].as_f64().unwrap()
+    };
+    assert!((first("sequence-sum") - 2.0 * first("sequence-mean")).abs() < 1e-4);
+    // Two steps of 5e-4.
+    let norm = |clamp: &str| {
+        let found = json(&[target.as_slice(), &["--method", "ft", "--clamp", clamp]].concat());
+        found["changes"][0]["norm"].as_f64().unwrap()
+    };
+    assert!(norm("none") > 2.0 * norm("0.0001"));
+    let none = [target.as_slice(), &["--method", "ft", "--clamp", "0"]].concat();
+    let error = failure(&bench, &edit(&none));
+    assert!(error.contains("`--clamp`"), "{error}");
     let said = text(&[free.as_slice(), &["sequence-sum"]].concat());
     assert!(said.contains("loss sequence-sum, clamp none"), "{said}");
 

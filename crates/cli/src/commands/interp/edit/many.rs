@@ -9,6 +9,7 @@ use densely_interp::facts::{CounterFact, read_counterfact};
 use densely_lm::Opened;
 use serde_json::json;
 
+use super::super::Skipped;
 use super::{EditArguments, Plan, TEXT, Way, continued, print_scores, refuse_unless, say};
 use crate::Common;
 
@@ -32,7 +33,7 @@ pub(super) fn run(
         all.get(..count).unwrap_or_default(),
         &prefixes,
     )?;
-    if let (true, Some(first)) = (ready.records.is_empty(), ready.skipped.first()) {
+    if let (true, Some(first)) = (ready.records.is_empty(), &ready.first) {
         let reason = format!("none of its {count} records can be edited; the first: {first}");
         return Err(Error::data(list, reason));
     }
@@ -71,7 +72,7 @@ pub(super) fn run(
     let (before, after) = (Scores::new(&ready.before), Scores::new(&after));
     let texts = entropy.len();
     let entropy = (texts > 0).then(|| entropy.iter().sum::<f64>() / texts as f64);
-    let skipped = ready.skipped.len();
+    let skipped = ready.skipped.count;
     if common.json {
         let mut whole = json!({
             "model": opened.described,
@@ -118,8 +119,10 @@ struct Ready<'r> {
     records: Vec<&'r CounterFact>,
     requests: Vec<Request>,
     before: Vec<RecordScores>,
-    /// Why the others cannot.
-    skipped: Vec<String>,
+    /// Those that cannot.
+    skipped: Skipped,
+    /// Why the first of them cannot.
+    first: Option<String>,
 }
 
 impl<'r> Ready<'r> {
@@ -133,7 +136,8 @@ impl<'r> Ready<'r> {
             records: Vec::new(),
             requests: Vec::new(),
             before: Vec::new(),
-            skipped: Vec::new(),
+            skipped: Skipped::default(),
+            first: None,
         };
         for record in records {
             stop_if_asked()?;
@@ -145,12 +149,13 @@ impl<'r> Ready<'r> {
                 }
                 Err(error @ (Error::Config { .. } | Error::Data { .. })) => {
                     let reason = format!("record {}: {error}", record.case_id);
-                    tracing::warn!("skipped, {reason}");
-                    ready.skipped.push(reason);
+                    ready.skipped.add(&reason);
+                    ready.first.get_or_insert(reason);
                 }
                 Err(error) => return Err(error),
             }
         }
+        ready.skipped.end();
         Ok(ready)
     }
 }

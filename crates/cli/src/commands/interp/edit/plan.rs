@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use densely_core::{Error, Result};
+use densely_core::{Error, Result, check};
 use densely_interp::edit::{
     Defaults, Edit, FinetuneOptions, KeyMode, MemitOptions, Prefixes, Request, RomeOptions,
     StarOptions, TargetLoss, finetune, memit, rome,
@@ -152,14 +152,24 @@ impl EditArguments {
                 return Err(Error::config("--clamp", reason));
             }
         };
+        // Before anything is measured.
+        if let Some(most) = clamp {
+            check::above_zero("--clamp", most)?;
+        }
+        let steps = self.steps.unwrap_or(steps);
+        check::positive("--steps", steps as i64)?;
+        let lambda = self.lambda.unwrap_or(defaults.memit_lambda);
+        if self.method == Way::Memit {
+            check::above_zero("--lambda", lambda)?;
+        }
         Ok(Plan {
             way: self.method,
             layers,
             key: self.key.map(Key::mode).unwrap_or_default(),
             loss: self.loss.map(Loss::target).unwrap_or_default(),
             clamp,
-            steps: self.steps.unwrap_or(steps),
-            lambda: self.lambda.unwrap_or(defaults.memit_lambda),
+            steps,
+            lambda,
             seed: common.seed.unwrap_or(0),
             said,
             moments: None,
