@@ -33,6 +33,7 @@ use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
 use crate::encodings::at_least_single;
+use crate::sizes::check_weights;
 
 /// Most cells along an axis.
 const MOST_CELLS: i64 = 1 << 16;
@@ -73,6 +74,19 @@ pub enum Grid {
 }
 
 impl Grid {
+    /// Values of the grid of one layer.
+    pub const fn values(self) -> i64 {
+        match self {
+            Self::Plane { rows, columns } => rows.saturating_mul(columns).saturating_mul(2),
+            Self::Line { cells } => cells.saturating_mul(2),
+            Self::Directions {
+                azimuths,
+                elevations,
+            } => azimuths.saturating_mul(elevations).saturating_mul(2),
+            Self::TriPlane { side, .. } => side.saturating_mul(side).saturating_mul(6),
+        }
+    }
+
     /// Numbers that index the grid: of a direction or a place three, else one per axis.
     pub const fn dims(self) -> i64 {
         match self {
@@ -244,6 +258,7 @@ impl CamConfig {
             let reason = format!("must be two rising numbers, got [{low}, {high}]");
             return Err(Error::config("cam.domain", reason));
         }
+        check_weights("cam.grid", &[self.grid.values()])?;
         check::above_zero("cam.eps", self.eps)
     }
 

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
+use crate::sizes::check_weights;
+
 /// As `xs`, in single precision if it has less.
 pub(crate) fn at_least_single(xs: &Tensor) -> Tensor {
     match xs.kind() {
@@ -171,6 +173,7 @@ impl FourierConfig {
     pub fn validate(&self) -> Result<()> {
         check::positive("inputs", self.inputs)?;
         check::positive("frequencies", self.frequencies)?;
+        check_weights("frequencies", &[self.inputs, self.frequencies])?;
         check::above_zero("sigma", self.sigma)
     }
 

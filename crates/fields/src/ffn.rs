@@ -23,6 +23,7 @@ use tch::nn::{Module, Path};
 
 use crate::cam::{CamConfig, ModulatedLinear, check_cam, check_coords, named, relu_network};
 use crate::encodings::{FourierConfig, FourierForm, GaussianFourier};
+use crate::sizes::check_weights;
 
 /// Sizes of a Fourier-feature network. Defaults are those of `ffn-image`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,7 +112,10 @@ impl FfnConfig {
             check::positive(field, size)?;
         }
         self.encoding().validate()?;
-        check_cam(self.cam.as_ref(), self.inputs)
+        let widest = self.hidden.max(self.frequencies.saturating_mul(2));
+        check_weights("hidden", &[self.layers, self.hidden, widest])?;
+        check_weights("hidden", &[self.hidden, self.outputs])?;
+        check_cam(self.cam.as_ref(), self.inputs, self.layers)
     }
 
     /// Creates the parameters under `vs`, drawing from libtorch's global generator.

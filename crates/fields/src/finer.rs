@@ -77,7 +77,7 @@ impl FinerConfig {
                 let reason = format!("must be at least 0, got {k}");
                 Err(Error::config("first_bias", reason))
             }
-            _ => check_cam(self.cam.as_ref(), self.inputs),
+            _ => check_cam(self.cam.as_ref(), self.inputs, self.layers),
         }
     }
 

@@ -36,6 +36,7 @@ use tch::nn::Path;
 use tch::{Kind, Tensor};
 
 use crate::cam;
+use crate::sizes::check_weights;
 use mlp::{Mlp, MlpSizes};
 
 pub use densely_torch_ext::grids::Level;
@@ -111,7 +112,7 @@ impl HashGridConfig {
                 .ok_or_else(|| Error::config(field, reason()))
         };
         within("inputs", self.inputs, 2, PRIMES.len() as i64)?;
-        check::positive("levels", self.levels)?;
+        within("levels", self.levels, 1, 64)?;
         if ![1, 2, 4, 8].contains(&self.features) {
             let reason = format!("must be 1, 2, 4 or 8, got {}", self.features);
             return Err(Error::config("features", reason));
@@ -134,7 +135,9 @@ impl HashGridConfig {
         }
         let finest = self.scale(self.levels - 1);
         if finest < 2f32.powi(31) {
-            return Ok(());
+            let entries = self.levels().iter().map(|level| level.entries);
+            let entries = entries.fold(0, i64::saturating_add);
+            return check_weights("log2_table", &[entries, self.features]);
         }
         let reason =
             format!("the last level has {finest:e} cells along an axis, which is 2^31 or more");
@@ -367,7 +370,9 @@ impl HashFieldConfig {
         self.grid.validate()?;
         check::positive("hidden", self.hidden)?;
         check::positive("layers", self.layers)?;
-        check::positive("outputs", self.outputs)
+        check::positive("outputs", self.outputs)?;
+        let widest = self.hidden.max(self.grid.width()).max(self.outputs);
+        check_weights("hidden", &[self.layers, self.hidden, widest])
     }
 
     fn network(&self) -> MlpSizes {

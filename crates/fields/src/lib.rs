@@ -22,6 +22,7 @@ pub mod render;
 pub mod scene;
 pub mod signals;
 pub mod siren;
+mod sizes;
 pub mod wire;
 
 pub use densely_core::{Device, Error, Result};

@@ -31,6 +31,7 @@ use tch::{Kind, Tensor};
 
 use crate::cam::{CamConfig, Grid, Modulation, check_cam};
 use crate::encodings::sinusoidal;
+use crate::sizes::check_weights;
 
 /// Sizes of a NeRF. Defaults are those of the preset `nerf`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -140,9 +141,10 @@ impl NerfConfig {
             ] {
                 check::positive(field, size)?;
             }
+            check_weights("warp.width", &[warp.depth, warp.width, warp.width])?;
             check_degrees("warp.degrees", warp.degrees)?;
         }
-        check_cam(self.cam.as_ref(), 3)?;
+        check_cam(self.cam.as_ref(), 3, self.mlp().trunk.depth)?;
         match self.cam.map(|cam| cam.grid) {
             None | Some(Grid::TriPlane { .. }) => Ok(()),
             Some(Grid::Line { .. }) if self.warp.is_some() => Ok(()),
@@ -362,7 +364,9 @@ impl MlpSizes {
         ] {
             check::positive(field, size)?;
         }
-        Ok(())
+        let width = self.trunk.width;
+        check_weights("width", &[self.trunk.depth, width, width])?;
+        check_weights("colour_width", &[self.colour_width, width])
     }
 
     pub(crate) fn build(&self, vs: &Path, cam: Option<&CamConfig>) -> Result<NerfMlp> {

@@ -20,6 +20,7 @@ use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
 use crate::hashgrid::{NgpHead, NgpHeadConfig};
+use crate::sizes::check_weights;
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -74,6 +75,11 @@ impl PlanesConfig {
             for size in sizes {
                 check::positive(field, *size)?;
             }
+        }
+        let longest = self.resolution.iter().copied().max().unwrap_or(1);
+        for (multiplier, features) in self.multipliers.iter().zip(&self.features) {
+            let side = longest.saturating_mul(*multiplier);
+            check_weights("resolution", &[side, side, *features])?;
         }
         Ok(())
     }

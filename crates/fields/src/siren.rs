@@ -24,6 +24,7 @@ use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
 use crate::cam::{CamConfig, ModulatedLinear, check_cam, check_coords, modulate, named};
+use crate::sizes::check_weights;
 
 /// Where the frequency ω stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +107,7 @@ impl SirenConfig {
             let reason = format!("is 1 for the form `siren`, got {}", self.beta);
             return Err(Error::config("beta", reason));
         }
-        check_cam(self.cam.as_ref(), self.inputs)
+        check_cam(self.cam.as_ref(), self.inputs, self.layers)
     }
 
     /// Creates the parameters under `vs`, drawing from libtorch's global generator.
@@ -326,7 +327,9 @@ pub(crate) fn check_sizes(inputs: i64, hidden: i64, layers: i64, outputs: i64) -
     check::positive("inputs", inputs)?;
     check::positive("hidden", hidden)?;
     check::positive("layers", layers)?;
-    check::positive("outputs", outputs)
+    check::positive("outputs", outputs)?;
+    check_weights("hidden", &[layers, hidden, hidden])?;
+    check_weights("hidden", &[hidden, inputs.max(outputs)])
 }
 
 /// Multiply-accumulates of a first layer, `layers` square ones and a last one.

@@ -91,7 +91,7 @@ impl WireConfig {
         ] {
             check::above_zero(field, value)?;
         }
-        check_cam(self.cam.as_ref(), self.inputs)
+        check_cam(self.cam.as_ref(), self.inputs, self.layers)
     }
 
     /// Creates the parameters under `vs`, drawing from libtorch's global generator.

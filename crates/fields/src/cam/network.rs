@@ -7,6 +7,7 @@ use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
 use super::{CamConfig, Modulation, Norm};
+use crate::sizes::check_weights;
 
 /// A linear layer and, where the network has grids, what modulates its output.
 #[derive(Debug)]
@@ -91,12 +92,13 @@ fn fused_network(
     Ok(Some(values))
 }
 
-/// Checks that a network of `inputs` coordinates can index the grids of `cam`.
-pub(crate) fn check_cam(cam: Option<&CamConfig>, inputs: i64) -> Result<()> {
+/// Checks that a network of `inputs` coordinates and so many layers can index the grids of `cam`.
+pub(crate) fn check_cam(cam: Option<&CamConfig>, inputs: i64, layers: i64) -> Result<()> {
     let Some(cam) = cam else {
         return Ok(());
     };
     cam.validate()?;
+    check_weights("cam.grid", &[layers, cam.grid.values()])?;
     let dims = cam.grid.dims();
     if dims > inputs {
         let reason = format!("is indexed by {dims} coordinates; the network has {inputs}");

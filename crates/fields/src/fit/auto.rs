@@ -15,7 +15,7 @@ use super::signal::{load, picture};
 use crate::fresh::{
     Candidate, Choice, FINER, FOURIER, FreshOptions, Network, SIREN, Score, Search, choose,
 };
-use crate::signals::{Convention, Coordinates, Split, to_grid};
+use crate::signals::{Convention, Coordinates, Split};
 
 /// How a frequency is chosen. The paper compares at the full size with 10 draws ([`AutoOptions::paper`]); the default takes a fraction of that time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,21 +149,24 @@ fn target(data: &DataSettings, folder: &Path, side: usize) -> Result<Tensor> {
         DataSettings::Video(_) => {
             let loaded = load(data, folder, Convention::SYMMETRIC)?;
             let signal = &loaded.signal;
-            let values = signal.select(Split::All)?.all()?.values;
-            let film = to_grid(signal, &values)?.permute([3, 0, 1, 2]).contiguous();
-            let film = film.to_kind(Kind::Float);
-            if side == 0 {
-                return Ok(film);
-            }
-            // Means of blocks: what is too fine for the smaller film must not come back as something coarse.
-            let sides: Vec<i64> = film.size()[1..]
-                .iter()
-                .map(|of| (*of).min(side as i64))
-                .collect();
-            Ok(film
-                .unsqueeze(0)
-                .f_adaptive_avg_pool3d(sides.as_slice())?
-                .squeeze_dim(0))
+            let &[_, height, width] = signal.axes() else {
+                return Err(no_spectrum(data));
+            };
+            let small = |of: usize| if side == 0 { of } else { of.min(side) } as i64;
+            // Means of blocks: what is too fine for the smaller film must not come back as something coarse. Frame by frame, since a whole film in
+            // floating point can be more than the memory holds.
+            let frames = signal.select(Split::All)?.batches(height * width, None)?;
+            let frames = frames
+                .map(|frame| {
+                    let frame = frame?.values.to_kind(Kind::Float);
+                    let frame = frame.f_view([height as i64, width as i64, -1])?;
+                    let frame = frame.permute([2, 0, 1]);
+                    Ok(frame.f_adaptive_avg_pool2d([small(height), small(width)])?)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let sides = [small(frames.len()), small(height), small(width)];
+            let film = Tensor::f_stack(&frames, 1)?.unsqueeze(0);
+            Ok(film.f_adaptive_avg_pool3d(sides)?.squeeze_dim(0))
         }
         _ => Err(no_spectrum(data)),
     }

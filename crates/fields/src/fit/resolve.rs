@@ -5,7 +5,7 @@ use densely_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::settings::ModelSettings;
-use crate::cam::CamConfig;
+use crate::cam::{CamConfig, Grid};
 use crate::gnf::GnfConfig;
 use crate::hashgrid::{Growth, HashGridConfig};
 use crate::models::PRESETS;
@@ -72,6 +72,18 @@ pub(super) fn resolve(
         }
     }
     merge(&mut config, &Value::Object(model.config.clone()))?;
+    if let Some(Value::Object(cam)) = config.get_mut("cam")
+        && !named(&model.config, &["cam", "domain"])
+    {
+        // Grids reach over the coordinates that the network sees.
+        let convention = model.convention;
+        let convention = convention.unwrap_or_else(|| convention_of(preset.name));
+        let domain = match convention.coordinates {
+            Coordinates::Ends => [-1.0, 1.0],
+            _ => [0.0, 1.0],
+        };
+        cam.insert("domain".to_owned(), json!(domain));
+    }
     for (place, value) in own.iter().zip([inputs, outputs]) {
         if let Some(field) = config.pointer_mut(place) {
             *field = json!(value);
@@ -117,7 +129,21 @@ fn places_of(preset: &str, axes: &[usize], outputs: usize) -> Vec<(&'static str,
         }
         // By the time of a film, as CAM does it.
         ("cam-image", 1) => vec![("/cam", json!(CamConfig::signal()))],
-        ("cam-image", 3) => vec![("/cam", json!(CamConfig::time()))],
+        ("cam-image", 3) if axes.iter().all(|side| *side > 0) => {
+            vec![("/cam", json!(CamConfig::time()))]
+        }
+        // Of a surface by the place, with a shift that can learn.
+        ("cam-image", 3) => {
+            let grid = Grid::TriPlane {
+                side: 128,
+                live_shift: true,
+            };
+            let cam = CamConfig {
+                grid,
+                ..CamConfig::tri_plane()
+            };
+            vec![("/cam", json!(cam))]
+        }
         // The value that the authors of SIREN take for sounds.
         ("siren" | "siren-fresh", 1) => vec![("/first_omega", json!(3000.0))],
         ("gnf-image" | "gnf-sdf", 3) => vec![("", json!(GnfConfig::sdf().quick_to_learn()))],
@@ -223,6 +249,25 @@ mod tests {
         assert_eq!(config["decoder"]["rbf"]["outputs"], 1);
         let (_, config) = resolve(&model("siren", json!({})), &[100], 2)?;
         assert_eq!(config["first_omega"], 3000.0);
+        Ok(())
+    }
+
+    #[test]
+    fn grids_of_cam_reach_over_what_the_network_sees() -> Result<()> {
+        let cam = |preset: &str, config: Value, axes: &[usize]| -> Result<Value> {
+            Ok(resolve(&model(preset, config), axes, 3)?.1["cam"].clone())
+        };
+        let own = cam("siren", json!({ "cam": {} }), &[64, 64])?;
+        assert_eq!(own["domain"], json!([-1.0, 1.0]));
+        let own = cam("cam-image", json!({}), &[64, 64])?;
+        assert_eq!(own["domain"], json!([0.0, 1.0]));
+        let asked = json!({ "cam": { "domain": [0.0, 2.0] } });
+        assert_eq!(cam("siren", asked, &[64, 64])?["domain"], json!([0.0, 2.0]));
+        // A film is modulated by its time, a surface by the place.
+        let film = cam("cam-image", json!({}), &[9, 64, 64])?;
+        let surface = cam("cam-image", json!({}), &[0; 3])?;
+        assert!(film["grid"]["line"].is_object(), "{film}");
+        assert!(surface["grid"]["tri_plane"].is_object(), "{surface}");
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::cam::{check_coords, named};
 use crate::encodings::at_least_single;
+use crate::sizes::check_weights;
 
 /// Kernel as a function of the squared distance d², with ε = 1e-9.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +94,9 @@ impl RbfDecoderConfig {
         check::positive("features", self.features)?;
         check::positive("kernels", self.kernels)?;
         check::above_zero("spread", self.spread)?;
-        check::positive("outputs", self.outputs)
+        check::positive("outputs", self.outputs)?;
+        let widest = self.features.max(self.outputs);
+        check_weights("kernels", &[self.kernels, widest])
     }
 
     /// Creates the parameters under `vs`, drawing from libtorch's global generator what the released code draws, in its order: centres
@@ -231,7 +234,9 @@ impl MlpDecoderConfig {
         check::positive("features", self.features)?;
         check::positive("layers", self.layers)?;
         check::positive("hidden", self.hidden)?;
-        check::positive("outputs", self.outputs)
+        check::positive("outputs", self.outputs)?;
+        let widest = self.hidden.max(self.features).max(self.outputs);
+        check_weights("hidden", &[self.layers, self.hidden, widest])
     }
 
     /// Creates the parameters under `vs`, drawing from libtorch's global generator.

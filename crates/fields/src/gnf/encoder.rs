@@ -17,6 +17,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::cam::check_coords;
 use crate::encodings::at_least_single;
+use crate::sizes::check_weights;
 
 /// How often a level tiles the domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +89,7 @@ impl DifGridConfig {
             check::positive("channels", *channels)?;
             check::positive("resolutions", *resolution)?;
         }
+        check_weights("resolutions", &[self.values()])?;
         check::above_zero("deviation", self.deviation)?;
         let mut bands = self.bands.iter();
         bands.try_for_each(|band| check::above_zero("bands", *band))

@@ -8,6 +8,7 @@ use tch::nn::Path;
 use super::mlp::{Mlp, MlpSizes};
 use super::{HashGrid, HashGridConfig};
 use crate::encodings;
+use crate::sizes::check_weights;
 
 /// Sizes of the head of a radiance field. Defaults are those of the paper.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +52,9 @@ impl NgpHeadConfig {
         ] {
             check::positive(field, size)?;
         }
+        let layers = self.density_layers.max(self.colour_layers);
+        let widest = self.hidden.max(self.geometry);
+        check_weights("hidden", &[layers, self.hidden, widest])?;
         if (1..=4).contains(&self.harmonics) {
             return Ok(());
         }

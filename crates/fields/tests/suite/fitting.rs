@@ -655,5 +655,14 @@ fn damaged_files_of_fields_are_refused() -> Result<()> {
         .expect_err("too large")
         .to_string();
     assert!(error.contains("1000000000000"), "{error}");
+    // Each size is one that networks have, and their product is not.
+    save(
+        &pipeline.replace("\"hidden\":32", "\"hidden\":100000"),
+        None,
+    )?;
+    let error = Field::open(&path, Device::Cpu)
+        .expect_err("too many weights")
+        .to_string();
+    assert!(error.contains("weights"), "{error}");
     Ok(())
 }
