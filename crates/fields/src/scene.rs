@@ -23,6 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::mesh::vectors::length;
 use crate::render::rays::{Aabb, Camera, Rays};
 
 pub use colmap::Colmap;
@@ -84,7 +85,7 @@ impl Scene {
     ///
     /// # Errors
     /// [`Error::Shape`] when the pictures are of another shape or kind, or of another size than a lens; those of [`Lens::validate`]; [`Error::Data`] without a
-    /// view and for times beside views that have none.
+    /// view, for a time that is not in 0..1 and for times beside views that have none.
     pub fn new(views: Vec<View>, pictures: &Tensor) -> Result<Self> {
         check::kind("pictures", pictures, tch::Kind::Uint8)?;
         let count = views.len() as i64;
@@ -114,6 +115,12 @@ impl Scene {
                     expected: format!("{} × {} pixels", view.lens.height, view.lens.width),
                     got: format!("{height} × {width}"),
                 });
+            }
+            if let Some(time) = view.time
+                && !(0.0..=1.0).contains(&time)
+            {
+                let reason = format!("the time of `{}` must lie in [0, 1], got {time}", view.name);
+                return Err(Error::data(path, reason));
             }
             if view.time.is_some() != views[0].time.is_some() {
                 let (with, without) = if view.time.is_some() {
@@ -277,19 +284,20 @@ impl Scene {
         self.pixels(&places)
     }
 
-    /// Checks that every camera sees `aabb`, the box in which the field lies: a camera whose rays all miss it has its pose in other axes or units, and trains
-    /// the field to be empty.
+    /// Checks that every camera sees `aabb`, the box in which the field lies, where rays are looked along: from `near` to `far`, in units of space. A camera whose
+    /// rays all miss it has its pose in other axes or units, and trains the field to be empty.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the first view of which no ray meets the box; those of [`Aabb::validate`].
-    pub fn check_aim(&self, aabb: &Aabb) -> Result<()> {
+    /// [`Error::Data`] naming the first view of which no ray meets the box between `near` and `far`; those of [`Aabb::validate`].
+    pub fn check_aim(&self, aabb: &Aabb, [near, far]: [f64; 2]) -> Result<()> {
         aabb.validate()?;
-        let blind = self.views.iter().find(|view| !view.sees(aabb));
+        let mut views = self.views.iter();
+        let blind = views.find(|view| !view.sees(aabb, [near, far]));
         let Some(view) = blind else {
             return Ok(());
         };
         let reason = format!(
-            "`{}` looks away: from {:?} none of its rays meets the box from {:?} to {:?}; are its poses in other axes or units?",
+            "`{}` does not see the scene: from {:?} none of its rays meets the box from {:?} to {:?} between near {near} and far {far}; are its poses in other axes or units?",
             view.name,
             view.pose.origin(),
             aabb.min,
@@ -368,8 +376,8 @@ impl View {
         })
     }
 
-    /// Whether a ray meets the box, starting with that of the middle pixel.
-    fn sees(&self, aabb: &Aabb) -> bool {
+    /// Whether a ray meets the box within `span`, in units of space, starting with that of the middle pixel.
+    fn sees(&self, aabb: &Aabb, span: [f64; 2]) -> bool {
         let Lens { width, height, .. } = self.lens;
         let origin = self.pose.origin();
         let count = width * height;
@@ -377,21 +385,29 @@ impl View {
         (0..count).any(|i| {
             let at = (middle + i) % count;
             let direction = self.lens.direction(at / width, at % width);
-            direction.is_some_and(|direction| meets(origin, self.pose.turn(direction), aabb))
+            direction.is_some_and(|direction| {
+                let stretch = length(direction);
+                let span = span.map(|distance| distance / stretch);
+                meets(origin, self.pose.turn(direction), aabb, span)
+            })
         })
     }
 }
 
-/// Whether the ray from `origin` meets the box.
-fn meets(origin: [f64; 3], direction: [f64; 3], aabb: &Aabb) -> bool {
-    let (mut enter, mut leave) = (0f64, f64::INFINITY);
+/// Whether the ray from `origin` is in the box somewhere within the span, in units of the direction.
+fn meets(
+    origin: [f64; 3],
+    direction: [f64; 3],
+    aabb: &Aabb,
+    [mut enter, mut leave]: [f64; 2],
+) -> bool {
     for axis in 0..3 {
         let to = |plane: f64| (plane - origin[axis]) / direction[axis];
         let (a, b) = (to(aabb.min[axis]), to(aabb.max[axis]));
         // Where the ray lies in a plane, 0 / 0, min and max take the other one.
         (enter, leave) = (enter.max(a.min(b)), leave.min(a.max(b)));
     }
-    enter <= leave
+    enter < leave
 }
 
 /// Colours over a background: `rgb · a + background · (1 - a)`.

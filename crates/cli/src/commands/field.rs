@@ -136,6 +136,10 @@ fn as_fitted(field: &Field, data: DataSettings) -> DataSettings {
             file: given.file,
             ..own
         }),
+        // With the folder of its photographs and the views that are judged by.
+        (DataSettings::Scene(given), DataSettings::Scene(own)) if given.file == own.file => {
+            DataSettings::Scene(own)
+        }
         (data, _) => data,
     }
 }

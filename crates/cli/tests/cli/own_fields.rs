@@ -86,6 +86,11 @@ fn from_a_picture_to_pictures_of_other_sizes_and_a_small_file() {
         .success();
     let twice = read(&bench.path("twice.png")).unwrap();
     assert_eq!((twice.width(), twice.height()), (64, 64));
+    bench
+        .densely(&["field", "render", "runs/photo", "once.jpg"])
+        .success();
+    let jpeg = std::fs::read(bench.path("once.jpg")).unwrap();
+    assert!(jpeg.starts_with(&[0xff, 0xd8]));
     let zoom = ["--zoom", "0.25,0.5,0.5,0.25", "--size", "40x20"];
     let words: Vec<&str> = ["field", "render", "runs/photo", "part.png"]
         .iter()
@@ -161,6 +166,17 @@ fn films_meshes_and_scenes_are_told_apart() {
         ])
         .success();
     assert!(bench.path("frames/frame_0004.png").exists());
+    // Fewer frames do not end in some of the first film, and as many take their place.
+    let again = |count| {
+        let words = ["field", "render", "runs/film", "frames", "--frames", count];
+        bench.densely(&words)
+    };
+    let text = stderr(&again("3").failure());
+    assert!(
+        text.contains("holds frame_0003.png of an earlier render"),
+        "{text}"
+    );
+    again("5").success();
 
     let cube = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0\nv 0 0 1\nv 1 0 1\nv 0 1 1\nv 1 1 1\n\
                 f 1 3 4\nf 1 4 2\nf 5 6 8\nf 5 8 7\nf 1 2 6\nf 1 6 5\nf 3 7 8\nf 3 8 4\nf 1 5 7\nf 1 7 3\nf 2 4 8\nf 2 8 6\n";
@@ -244,6 +260,8 @@ fn films_meshes_and_scenes_are_told_apart() {
     bench.densely(&words).success();
     let frame = read(&bench.path("turn/frame_0002.png")).unwrap();
     assert_eq!((frame.width(), frame.height()), (8, 6));
+    let words = ["field", "render", "runs/wall", "turn", "--turntable", "2"];
+    assert!(stderr(&bench.densely(&words).failure()).contains("frame_0002.png"));
     bench
         .densely(&["field", "render", "runs/wall", "one.png", "--view", "1"])
         .success();
@@ -259,7 +277,46 @@ fn films_meshes_and_scenes_are_told_apart() {
     ];
     assert!(stderr(&bench.densely(&words).failure()).contains("pixels"));
     let found = bench.densely(&["field", "eval", "runs/wall", "transforms.json"]);
-    assert!(stdout(&found.success()).contains("view_0"));
+    let found = stdout(&found.success());
+    assert!(found.contains("view_0") && !found.contains("view_1"));
+
+    // The first and the last from other places; two that were trained on are known by name and pose.
+    let mut others = frames.clone();
+    for number in [0, 3] {
+        others[number]["transform_matrix"][0][3] = serde_json::json!(0.125);
+    }
+    let scene_of = |frames: &[Value]| {
+        serde_json::json!({ "camera_angle_x": 0.7, "frames": frames }).to_string()
+    };
+    bench.write("others.json", &scene_of(&others));
+    bench.write("trained.json", &scene_of(&frames[1..3]));
+    let judged = |run: &str, scene: &str| {
+        let found = bench.densely(&["field", "eval", run, scene, "--json"]);
+        let found = json(&found.success());
+        let views = found["views"].as_array().unwrap();
+        let name = |view: &Value| view["view"].as_str().unwrap().to_owned();
+        views.iter().map(name).collect::<Vec<String>>()
+    };
+    assert_eq!(
+        judged("runs/wall", "others.json"),
+        ["view_0.png", "view_3.png"]
+    );
+    assert_eq!(
+        judged("runs/wall", "trained.json"),
+        ["view_1.png", "view_2.png"]
+    );
+
+    // Views of another file that were named to judge by are so again.
+    let test = ["--set", "data.test=\"others.json\"", "--out", "runs/tested"];
+    let words: Vec<&str> = ["field", "fit", "transforms.json"]
+        .iter()
+        .chain(&test)
+        .chain(&small)
+        .copied()
+        .collect();
+    bench.densely(&words).success();
+    let found = judged("runs/tested", "transforms.json");
+    assert_eq!(found, ["view_0.png", "view_3.png"]);
 }
 
 #[test]
@@ -315,6 +372,7 @@ fn what_cannot_be_fitted_or_rendered_has_its_sentence() {
             "must lie in 1 to 65535",
         ),
         (&["runs/photo", "a.png", "--size", "four"], "1920x1080"),
+        (&["runs/photo", "a.bmp"], ".png, .jpg, .jpeg or .webp"),
         (&["runs/photo", "a.png", "--scale=-1"], "--scale"),
         (&["runs/photo", "a.png", "--zoom", "0,0,2,1"], "from 0 to 1"),
         (&["runs/photo", "a.png", "--zoom", "0,0"], "four numbers"),

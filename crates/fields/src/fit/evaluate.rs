@@ -12,7 +12,7 @@ use super::shape;
 use super::signal::{judge, load};
 use crate::metrics::SquaredError;
 use crate::render::Background;
-use crate::scene::{Scene, composite};
+use crate::scene::{Scene, View, composite};
 use crate::signals::{Signal, Split, to_grid, to_unit};
 
 /// How a field compares with a signal.
@@ -24,7 +24,8 @@ pub struct Evaluation {
     pub views: Vec<(String, f64, f64)>,
 }
 
-/// Compares a field with the signal that `data` names in `folder`; of scenes with the views that were held out, or all where none was.
+/// Compares a field with the signal that `data` names in `folder`; of scenes with the views that the field was not trained on, or all
+/// where it was trained on each.
 ///
 /// # Errors
 /// Those of reading the signal; [`Error::Config`] when it is of another kind or size than the field's.
@@ -73,11 +74,8 @@ pub fn evaluate(field: &Field, data: &DataSettings, folder: &Path) -> Result<Eva
             DataSettings::Scene(settings),
         ) => {
             let scene = settings.all(folder)?;
-            let all: Vec<usize> = (0..scene.views().len()).collect();
-            // Of other views than those that it was fitted to all are new.
-            let same = scene.views().len() == views.len() && !test.is_empty();
-            let chosen = if same { test } else { &all };
-            let views = judge_views(&scene, chosen, rays.background, &|view| {
+            let chosen = unseen(scene.views(), views, test);
+            let views = judge_views(&scene, &chosen, rays.background, &|view| {
                 Ok(field.view(&scene.views()[view])?.rgb)
             })?;
             Ok(Evaluation {
@@ -90,6 +88,37 @@ pub fn evaluate(field: &Field, data: &DataSettings, folder: &Path) -> Result<Eva
             "is of another kind than the field's",
         )),
     }
+}
+
+/// Numbers of the views that a field was not trained on, where `known` without `test` are those that it was; all where it was trained on each.
+fn unseen(views: &[View], known: &[View], test: &[usize]) -> Vec<usize> {
+    let trained: Vec<&View> = known
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| !test.contains(number))
+        .map(|(_, view)| view)
+        .collect();
+    let is_new = |number: &usize| !trained.iter().any(|view| same(view, &views[*number]));
+    let new: Vec<usize> = (0..views.len()).filter(is_new).collect();
+    if new.is_empty() {
+        tracing::info!("the field was trained on all of these views: it is judged by them");
+        return (0..views.len()).collect();
+    }
+    new
+}
+
+/// Whether two views have one name, moment and place.
+fn same(one: &View, other: &View) -> bool {
+    // Poses and times come from text, which may round them.
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0);
+    let in_time = match (one.time, other.time) {
+        (Some(one), Some(other)) => near(one, other),
+        (None, None) => true,
+        _ => false,
+    };
+    let (matrix, others) = (one.pose.matrix(), other.pose.matrix());
+    let mut entries = matrix.iter().flatten().zip(others.iter().flatten());
+    one.name == other.name && in_time && entries.all(|(a, b)| near(*a, *b))
 }
 
 fn check_size(of: &Described, signal: &Signal) -> Result<()> {

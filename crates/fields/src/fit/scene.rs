@@ -46,7 +46,7 @@ pub(super) fn open_scene(
     let config = RadianceConfig::resolve(&model.preset, &model.config, height.max(width), values)?;
     let config_of = RadianceConfig::of_preset(&model.preset, &config)?;
     if !matches!(config_of, RadianceConfig::MipNerf(_)) {
-        scene.check_aim(&rays.occupancy.aabb)?;
+        scene.check_aim(&rays.occupancy.aabb, [rays.near, rays.far])?;
     }
     let pipeline = Pipeline {
         preset: model.preset.clone(),

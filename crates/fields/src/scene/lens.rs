@@ -11,6 +11,16 @@ const STEPS: usize = 20;
 /// Most pixels of a picture, whose rays are made all at once.
 const MOST_PIXELS: usize = 1 << 26;
 
+/// Names of the models of lenses that [`Lens`] can be, as COLMAP and instant-ngp's and Nerfstudio's files have them.
+const MODELS: [&str; 6] = [
+    "SIMPLE_PINHOLE",
+    "PINHOLE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "OPENCV",
+    "PERSPECTIVE",
+];
+
 /// A pinhole camera with the distortion of a real lens, as `OpenCV` and COLMAP have it.
 ///
 /// With (x, y) = (X/Z, Y/Z), y down and r² = x² + y²:
@@ -151,6 +161,8 @@ pub struct Optics {
     pub p2: Option<f64>,
     /// COLMAP's name of the model.
     pub camera_model: Option<String>,
+    /// Whether it is a fisheye, which is not read.
+    pub is_fisheye: Option<bool>,
 }
 
 impl Optics {
@@ -173,7 +185,23 @@ impl Optics {
             p1: self.p1.or(other.p1),
             p2: self.p2.or(other.p2),
             camera_model: self.camera_model.or_else(|| other.camera_model.clone()),
+            is_fisheye: self.is_fisheye.or(other.is_fisheye),
         }
+    }
+
+    /// What no [`Lens`] can be.
+    fn unread(&self) -> Option<String> {
+        let higher = |k: Option<f64>| k.is_some_and(|k| k != 0.0);
+        if let Some(model) = &self.camera_model
+            && !MODELS.contains(&model.as_str())
+        {
+            return Some(format!("a lens of the model {model}"));
+        }
+        if self.is_fisheye == Some(true) {
+            return Some("a fisheye, as `is_fisheye` says,".to_owned());
+        }
+        let high = higher(self.k3) || higher(self.k4);
+        high.then(|| "a lens with distortion by k3 and k4".to_owned())
     }
 
     /// The lens of a picture of `height` × `width` pixels; `path` and `frame` stand in errors.
@@ -183,13 +211,13 @@ impl Optics {
     /// [`Error::Unsupported`] for models of lenses that are not read.
     pub fn lens(&self, height: usize, width: usize, path: &Path, frame: &str) -> Result<Lens> {
         let fail = |reason: String| Err(Error::data(path, reason));
-        let higher = |k: Option<f64>| k.is_some_and(|k| k != 0.0);
-        let fisheye = self.camera_model.as_ref().filter(|m| m.contains("FISHEYE"));
-        if fisheye.is_some() || higher(self.k3) || higher(self.k4) {
-            let what = fisheye.map_or("distortion by k3 and k4", String::as_str);
+        if let Some(what) = self.unread() {
             return Err(Error::Unsupported {
-                what: format!("{}: a lens of the model {what}", path.display()),
-                hint: "undistort the pictures first, as `colmap image_undistorter` does".to_owned(),
+                what: format!("{}: `{frame}`: {what}", path.display()),
+                hint: format!(
+                    "undistort the pictures first, as `colmap image_undistorter` does; lenses that are read: {}",
+                    MODELS.join(", ")
+                ),
             });
         }
         for (said, is, what) in [(self.w, width, "columns"), (self.h, height, "rows")] {

@@ -10,7 +10,7 @@ use zip::ZipArchive;
 use super::{Optics, Pose, Scene, View};
 
 /// Most bytes of an array.
-const MOST: usize = 64 << 30;
+const MOST: usize = 4 << 30;
 /// Most bytes of the description before an array.
 const MOST_HEADER: usize = 1 << 16;
 
@@ -20,7 +20,7 @@ impl Scene {
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read; [`Error::Corrupt`] when it is truncated, damaged or no NPZ file; [`Error::Data`] when an array is
-    /// missing, of another type or shape, or larger than 64 GiB, a pose is no rigid motion, and `focal` contradicts `camera_angle_x`.
+    /// missing, of another type or shape, or larger than 4 GiB, a pose is no rigid motion, a time is not in 0..1, and `focal` contradicts `camera_angle_x`.
     pub fn read_npz(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path))?;
         Self::decode_npz(BufReader::new(file), path)
@@ -166,7 +166,10 @@ impl Array {
             .try_fold(size, |bytes: usize, n| bytes.checked_mul(*n))
             .filter(|bytes| *bytes <= MOST);
         let Some(count) = bytes else {
-            let reason = format!("`{key}` would have the shape {shape:?}: too much");
+            let reason = format!(
+                "`{key}` would have the shape {shape:?}: too much, for {} GiB are the most; reduce the pictures or take fewer",
+                MOST >> 30
+            );
             return Err(Error::data(name, reason));
         };
         // Memory grows with what is there, not with what the description claims.

@@ -17,6 +17,8 @@ const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
 const AT_ONCE: usize = 16;
 /// Most bytes that a decoder may take.
 const MOST_MEMORY: u64 = 2 << 30;
+/// Most bytes of all photographs of a scene.
+const MOST_BYTES: usize = 4 << 30;
 
 /// A photograph: rows, columns, and red, green, blue and opacity of each pixel.
 struct Photograph {
@@ -52,33 +54,40 @@ impl Scene {
     /// without transparency are opaque. They are not turned as their EXIF says, for poses belong to the pixels as they are stored.
     ///
     /// # Errors
-    /// [`Error::Data`] when photographs are missing or of different sizes, and those of [`Optics::lens`](super::Optics::lens); [`Error::Io`] and
-    /// [`Error::Corrupt`] when one cannot be read.
+    /// [`Error::Data`] when photographs are missing, of different sizes or larger than 4 GiB together with four bytes for a pixel, and those of
+    /// [`Optics::lens`](super::Optics::lens); [`Error::Io`] and [`Error::Corrupt`] when one cannot be read.
     pub fn develop(path: &Path, shots: Vec<Shot>, folder: &Path) -> Result<Self> {
         let files = find(path, &shots, folder)?;
-        let mut first = None;
-        let mut pixels = Vec::new();
-        for files in files.chunks(AT_ONCE) {
+        let (Some((first, others)), Some(shot)) = (files.split_first(), shots.first()) else {
+            return Err(Error::data(path, "has no frames"));
+        };
+        let Photograph { size, mut pixels } = read(first)?;
+        let [height, width] = size;
+        shot.optics.lens(height, width, path, &shot.file)?;
+        if pixels.len().saturating_mul(files.len()) > MOST_BYTES {
+            let reason = format!(
+                "has {} photographs of {height} × {width} pixels: more than the {} GiB that a scene may have; reduce the pictures or name fewer",
+                files.len(),
+                MOST_BYTES >> 30
+            );
+            return Err(Error::data(path, reason));
+        }
+        for files in others.chunks(AT_ONCE) {
             let photographs = parallel::map(files, 1, |file| read(file));
             for (file, photograph) in files.iter().zip(photographs) {
                 let photograph = photograph?;
-                let (first_file, size) = first.get_or_insert((file.clone(), photograph.size));
-                if photograph.size != *size {
-                    let [height, width] = photograph.size;
+                if photograph.size != size {
                     let reason = format!(
-                        "has {height} × {width} pixels, but {} has {} × {}; all frames of a scene have one size",
-                        first_file.display(),
-                        size[0],
-                        size[1]
+                        "has {} × {} pixels, but {} has {height} × {width}; all frames of a scene have one size",
+                        photograph.size[0],
+                        photograph.size[1],
+                        first.display()
                     );
                     return Err(Error::data(file, reason));
                 }
                 pixels.extend(photograph.pixels);
             }
         }
-        let Some((_, [height, width])) = first else {
-            return Err(Error::data(path, "has no frames"));
-        };
         let view = |shot: Shot| {
             Ok(View {
                 lens: shot.optics.lens(height, width, path, &shot.file)?,

@@ -1,6 +1,8 @@
 //! Posed photographs: files of poses, lenses, pixels.
 
 mod npz;
+#[cfg(feature = "image")]
+mod photographs;
 
 use std::io::Cursor;
 use std::path::Path;
@@ -230,15 +232,37 @@ fn cameras_that_look_away_are_named() -> Result<()> {
         Scene::new(views, &pictures)
     };
     let aabb = Aabb::centred(1.0);
-    of(view("behind", at(-4.0, true), lens))?.check_aim(&aabb)?;
+    of(view("behind", at(-4.0, true), lens))?.check_aim(&aabb, [2.0, 6.0])?;
     // Within the box, every direction meets it.
-    of(view("inside", at(0.5, true), lens))?.check_aim(&aabb)?;
-    let error = of(view("away", at(4.0, true), lens))?.check_aim(&aabb);
-    let error = error.expect_err("looks away").to_string();
-    assert!(
-        error.starts_with("`away` looks away: from [0.0, 0.0, 4.0]"),
-        "{error}"
-    );
+    of(view("inside", at(0.5, true), lens))?.check_aim(&aabb, [0.0, 6.0])?;
+    for (name, pose, span) in [
+        ("away", at(4.0, true), [0.0, 100.0]),
+        // The box is nearer than `near`, and beyond `far`.
+        ("inside", at(0.5, true), [2.0, 6.0]),
+        ("far off", at(8.0, false), [2.0, 6.0]),
+    ] {
+        let error = of(view(name, pose, lens))?.check_aim(&aabb, span);
+        let error = error.expect_err(name).to_string();
+        let start = format!("`{name}` does not see the scene: from [0.0, 0.0, ");
+        let limits = format!("between near {} and far {};", span[0], span[1]);
+        assert!(
+            error.starts_with(&start) && error.contains(&limits),
+            "{error}"
+        );
+    }
+    // Distances are those in space, not along the axis: a corner's ray is longer.
+    let wide = Lens {
+        centre: [-0.5, 0.5],
+        ..Lens::pinhole(1, 1, 1.0)
+    };
+    let aside = Aabb {
+        min: [3.5, -0.5, -0.1],
+        max: [4.5, 0.5, 0.1],
+    };
+    let picture = Tensor::zeros([1, 1, 1, 4], (Kind::Uint8, Device::Cpu));
+    let wide = Scene::new(vec![view("wide", at(4.0, false), wide)], &picture)?;
+    wide.check_aim(&aside, [5.0, 6.0])?;
+    assert!(wide.check_aim(&aside, [3.0, 5.0]).is_err());
     // Only the ray of a corner pixel meets this box.
     let corner = lens.direction(3, 4).expect("a direction");
     let place = corner.map(|x| x * 2.0);
@@ -247,7 +271,7 @@ fn cameras_that_look_away_are_named() -> Result<()> {
         max: [place[0] + 0.01, place[1] + 0.01, 4.0 + place[2] + 0.01],
     };
     let both = of(view("same", at(4.0, false), lens))?;
-    both.check_aim(&aabb)?;
+    both.check_aim(&aabb, [2.0, 6.0])?;
     Ok(())
 }
 
@@ -259,6 +283,10 @@ fn scenes_of_nothing_or_of_parts_are_refused() {
     let timed = View {
         time: Some(0.5),
         ..view("b", matrix(), lens)
+    };
+    let late = View {
+        time: Some(1.5),
+        ..view("late", matrix(), lens)
     };
     let broken = Lens {
         focal: [6.0, f64::NAN],
@@ -275,6 +303,11 @@ fn scenes_of_nothing_or_of_parts_are_refused() {
             "`b` has a time and `a` has none",
         ),
         (vec![view("a", matrix(), broken)], pictures(1, 4), "`focal`"),
+        (
+            vec![late],
+            pictures(1, 4),
+            "the time of `late` must lie in [0, 1], got 1.5",
+        ),
     ] {
         let error = Scene::new(views, &pictures).expect_err(words).to_string();
         assert!(error.contains(words), "{error}");
@@ -379,6 +412,14 @@ fn blender_files_that_cannot_be_used_are_explained() {
         (
             r#", "fl_x": 50, "camera_model": "OPENCV_FISHEYE""#,
             "OPENCV_FISHEYE is not available",
+        ),
+        (
+            r#", "fl_x": 50, "camera_model": "EQUIRECTANGULAR""#,
+            "`r_0`: a lens of the model EQUIRECTANGULAR is not available",
+        ),
+        (
+            r#", "fl_x": 50, "camera_model": "OPENCV", "is_fisheye": true"#,
+            "`r_0`: a fisheye",
         ),
     ] {
         let error = optics(rest);
@@ -495,105 +536,6 @@ fn colmap_models_that_cannot_be_used_are_explained() {
     }
     let error = Colmap::read(Path::new("/no/such")).expect_err("no folder");
     assert!(error.to_string().contains("cameras.txt"), "{error}");
-}
-
-#[cfg(feature = "image")]
-mod photographs {
-    use densely_fields::scene::Shot;
-
-    use super::*;
-
-    /// A folder with a `transforms.json` of three frames of 4 × 5 pixels, named with and without an ending.
-    fn folder() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().expect("a folder");
-        let frame = |file: &str| {
-            format!(
-                r#"{{"file_path": "{file}", "transform_matrix": [[1,0,0,0],[0,1,0,0],[0,0,1,4],[0,0,0,1]]}}"#
-            )
-        };
-        let frames = ["./a", "b.png", "c"].map(frame).join(",");
-        let text = format!(r#"{{"camera_angle_x": 0.8, "frames": [{frames}]}}"#);
-        std::fs::write(folder.path().join("transforms.json"), text).expect("written");
-        let rgba = image::RgbaImage::from_fn(5, 4, |x, y| image::Rgba([x as u8, y as u8, 3, 128]));
-        rgba.save(folder.path().join("a.png")).expect("saved");
-        let rgb = image::RgbImage::from_pixel(5, 4, image::Rgb([9, 8, 7]));
-        rgb.save(folder.path().join("b.png")).expect("saved");
-        rgb.save(folder.path().join("c.jpg")).expect("saved");
-        folder
-    }
-
-    #[test]
-    fn photographs_are_found_and_keep_their_transparency() -> Result<()> {
-        let folder = folder();
-        let scene = Scene::read_transforms(&folder.path().join("transforms.json"))?;
-        assert_eq!(
-            (scene.views().len(), scene.height(), scene.width()),
-            (3, 4, 5)
-        );
-        let pixel = |view: i64, row: i64, column: i64| -> Vec<u8> {
-            let picture = scene.picture(view as usize).expect("a picture");
-            Vec::try_from(picture.get(row).get(column)).expect("a pixel")
-        };
-        assert_eq!(pixel(0, 2, 3), [3, 2, 3, 128]);
-        assert_eq!(pixel(1, 2, 3), [9, 8, 7, 255]);
-        assert_eq!(pixel(2, 0, 0)[3], 255);
-        scene.check_aim(&Aabb::centred(1.0))
-    }
-
-    #[test]
-    fn missing_odd_and_damaged_photographs_are_named() {
-        let check = |change: &dyn Fn(&Path), words: &str| {
-            let folder = folder();
-            change(folder.path());
-            let error = Scene::read_transforms(&folder.path().join("transforms.json"));
-            let error = error.expect_err(words).to_string();
-            assert!(error.contains(words), "{error}");
-        };
-        let cut = |path: std::path::PathBuf| {
-            let bytes = std::fs::read(&path).expect("a file");
-            std::fs::write(path, &bytes[..bytes.len() / 2]).expect("written");
-        };
-        let remove = |at: &Path| std::fs::remove_file(at.join("a.png")).expect("removed");
-        check(&remove, "1 of 3 frames are missing in ");
-        check(&remove, "`./a`, plain or with the ending .png, .jpg, .jpeg");
-        check(
-            &|at| {
-                image::RgbImage::new(4, 4)
-                    .save(at.join("b.png"))
-                    .expect("saved");
-            },
-            "b.png: has 4 × 4 pixels, but ",
-        );
-        check(&|at| cut(at.join("a.png")), "a.png: damaged");
-        check(
-            &|at| cut(at.join("c.jpg")),
-            "c.jpg: damaged or of another format: it ends too early",
-        );
-        check(
-            &|at| std::fs::write(at.join("b.png"), "text").expect("written"),
-            "b.png: is no picture of a known format",
-        );
-    }
-
-    #[test]
-    fn colmap_scenes_have_points_and_photographs() -> Result<()> {
-        let folder = tempfile::tempdir().expect("a folder");
-        std::fs::create_dir(folder.path().join("folder")).expect("created");
-        for i in 1..6 {
-            let file = folder.path().join(format!("folder/photo {i}.jpg"));
-            image::RgbImage::new(41, 31).save(file).expect("saved");
-        }
-        let scene = Scene::read_colmap(&fixture("colmap_binary"), folder.path())?;
-        assert_eq!((scene.views().len(), scene.points().len()), (5, 3));
-        assert_eq!(scene.view_pixels(4)?.rgba.size(), [31 * 41, 4]);
-        let shots: Vec<Shot> = Vec::new();
-        let error = Scene::develop(Path::new("a.json"), shots, folder.path());
-        assert_eq!(
-            error.expect_err("nothing").to_string(),
-            "a.json: has no frames"
-        );
-        Ok(())
-    }
 }
 
 proptest! {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use densely_core::tch::Tensor;
 use densely_core::{Error, Result};
 use densely_data::Image;
-use densely_data::image::write_png;
+use densely_data::image::{self, write_png};
 use densely_fields::fit::radiance::turntable;
 use densely_fields::fit::{Described, Field, Window, bytes_of};
 use densely_fields::signals::write_wav;
@@ -24,7 +24,7 @@ use crate::Common;
 pub(crate) struct Render {
     /// Run folder of a fit, or a file of `densely field compress`.
     field: PathBuf,
-    /// File to write: PNG of pictures and views, WAV of sounds, OBJ or PLY of meshes; a folder of films and turntables.
+    /// File to write: PNG, JPEG or WebP of pictures and views, WAV of sounds, OBJ or PLY of meshes; a folder of films and turntables.
     out: PathBuf,
     /// Size of pictures, such as 1920x1080, width first.
     #[arg(long, value_name = "WIDTHxHEIGHT", conflicts_with = "scale")]
@@ -182,13 +182,14 @@ impl Render {
         time: f64,
         common: &Common,
     ) -> Result<String> {
+        check_ending(&self.out)?;
         let size = self.size_of(size)?;
         let bar = Bar::new(size[0] as u64, 0, common.quiet);
         let picture = field.picture(size, self.window()?, time, &mut |done, _| {
             bar.update(0, done as u64, None);
         })?;
         bar.finish();
-        write_png(&self.out, &picture)?;
+        image::write(&self.out, &picture)?;
         Ok(format!("{} × {} pixels", size[1], size[0]))
     }
 
@@ -201,6 +202,7 @@ impl Render {
         };
         let size = self.size_of([first.lens.height, first.lens.width])?;
         let Some(frames) = self.turntable else {
+            check_ending(&self.out)?;
             let number = self
                 .view
                 .unwrap_or_else(|| test.first().copied().unwrap_or(0));
@@ -210,16 +212,17 @@ impl Render {
             })?;
             let view = view.resized(size[0], size[1])?;
             let seen = field.view(&view)?;
-            write_png(&self.out, &picture_of(&seen.rgb, size[0], size[1])?)?;
+            image::write(&self.out, &picture_of(&seen.rgb, size[0], size[1])?)?;
             return Ok(format!("{}, {} × {} pixels", view.name, size[1], size[0]));
         };
         let turned = turntable(views, frames, Some((size[0], size[1])))?;
+        refuse_stale(&self.out, frames)?;
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out))?;
         let bar = Bar::new(frames as u64, 0, common.quiet);
         for (number, view) in turned.iter().enumerate() {
             let seen = field.view(view)?;
             let picture = picture_of(&seen.rgb, size[0], size[1])?;
-            write_png(&self.out.join(format!("frame_{number:04}.png")), &picture)?;
+            write_png(&self.out.join(frame(number)), &picture)?;
             bar.update(0, number as u64 + 1, None);
         }
         bar.finish();
@@ -235,6 +238,37 @@ pub(super) fn picture_of(rgb: &Tensor, height: usize, width: usize) -> Result<Im
     Image::new(width, height, 3, bytes_of(rgb)?)
 }
 
+/// Refuses names of pictures whose format cannot be written, before anything is rendered.
+fn check_ending(out: &Path) -> Result<()> {
+    let ending = out.extension().unwrap_or_default().to_string_lossy();
+    if ["png", "jpg", "jpeg", "webp"].contains(&ending.to_ascii_lowercase().as_str()) {
+        return Ok(());
+    }
+    let reason = format!(
+        "must end in .png, .jpg, .jpeg or .webp, got `{}`",
+        out.display()
+    );
+    Err(Error::config("out", reason))
+}
+
+/// Name of a frame's file.
+fn frame(number: usize) -> String {
+    format!("frame_{number:04}.png")
+}
+
+/// Refuses a folder that holds more than `count` frames: those that are not written over would be taken for part of the film.
+fn refuse_stale(folder: &Path, count: usize) -> Result<()> {
+    let next = frame(count);
+    if !folder.join(&next).exists() {
+        return Ok(());
+    }
+    let reason = format!(
+        "`{}` holds {next} of an earlier render, which does not belong to the {count} frames of this one; take another folder",
+        folder.display()
+    );
+    Err(Error::config("out", reason))
+}
+
 /// Frames of a film, in a folder.
 pub(super) fn write_frames(
     folder: &Path,
@@ -245,11 +279,12 @@ pub(super) fn write_frames(
     if count == 0 {
         return Err(Error::config("--frames", "must be at least 1, got 0"));
     }
+    refuse_stale(folder, count)?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     for number in 0..count {
         let time = number as f64 / (count - 1).max(1) as f64;
         let picture = field.picture(size, Window::WHOLE, time, &mut |_, _| ())?;
-        write_png(&folder.join(format!("frame_{number:04}.png")), &picture)?;
+        write_png(&folder.join(frame(number)), &picture)?;
     }
     Ok(())
 }

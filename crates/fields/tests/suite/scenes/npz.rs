@@ -125,6 +125,10 @@ fn npz_files_that_cannot_be_used_are_explained() {
             "too much",
         ),
         (
+            with("images", npy("|u1", "(1100, 1000, 1000, 4)", &[])),
+            "too much, for 4 GiB are the most; reduce the pictures",
+        ),
+        (
             with("images", npy(">f4", "(1,)", &[0; 4])),
             "little-endian, got",
         ),
@@ -155,6 +159,13 @@ fn npz_files_that_cannot_be_used_are_explained() {
         (
             with("times", npy("<f8", "(1,)", &[0; 8])),
             "`times` must be [2], got 1",
+        ),
+        (
+            with(
+                "times",
+                npy("<f8", "(2,)", &[0.0f64, 1.5].map(f64::to_le_bytes).concat()),
+            ),
+            "the time of `view 1` must lie in [0, 1], got 1.5",
         ),
         (b"no zip".to_vec(), "expected an NPZ file"),
     ] {
