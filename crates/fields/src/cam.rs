@@ -74,19 +74,6 @@ pub enum Grid {
 }
 
 impl Grid {
-    /// Values of the grid of one layer.
-    pub const fn values(self) -> i64 {
-        match self {
-            Self::Plane { rows, columns } => rows.saturating_mul(columns).saturating_mul(2),
-            Self::Line { cells } => cells.saturating_mul(2),
-            Self::Directions {
-                azimuths,
-                elevations,
-            } => azimuths.saturating_mul(elevations).saturating_mul(2),
-            Self::TriPlane { side, .. } => side.saturating_mul(side).saturating_mul(6),
-        }
-    }
-
     /// Numbers that index the grid: of a direction or a place three, else one per axis.
     pub const fn dims(self) -> i64 {
         match self {

@@ -135,7 +135,8 @@ impl HashGridConfig {
         }
         let finest = self.scale(self.levels - 1);
         if finest < 2f32.powi(31) {
-            let entries = self.levels().iter().map(|level| level.entries);
+            let levels = self.levels();
+            let entries = levels.iter().map(|level| level.entries);
             let entries = entries.fold(0, i64::saturating_add);
             return check_weights("log2_table", &[entries, self.features]);
         }

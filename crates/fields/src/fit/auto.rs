@@ -155,8 +155,9 @@ fn target(data: &DataSettings, folder: &Path, side: usize) -> Result<Tensor> {
             let small = |of: usize| if side == 0 { of } else { of.min(side) } as i64;
             // Means of blocks: what is too fine for the smaller film must not come back as something coarse. Frame by frame, since a whole film in
             // floating point can be more than the memory holds.
-            let frames = signal.select(Split::All)?.batches(height * width, None)?;
-            let frames = frames
+            let all = signal.select(Split::All)?;
+            let frames = all
+                .batches(height * width, None)?
                 .map(|frame| {
                     let frame = frame?.values.to_kind(Kind::Float);
                     let frame = frame.f_view([height as i64, width as i64, -1])?;

@@ -80,7 +80,7 @@ pub(super) fn resolve(
         let convention = convention.unwrap_or_else(|| convention_of(preset.name));
         let domain = match convention.coordinates {
             Coordinates::Ends => [-1.0, 1.0],
-            _ => [0.0, 1.0],
+            Coordinates::Centres => [0.0, 1.0],
         };
         cam.insert("domain".to_owned(), json!(domain));
     }
