@@ -116,9 +116,9 @@ fn from_a_picture_to_pictures_of_other_sizes_and_a_small_file() {
     let cut = [
         "photo.png",
         "--set",
-        "data.crop=24",
+        "data.side=24",
         "--set",
-        "data.side=12",
+        "data.crop=12",
         "--out",
         "runs/cut",
         "--json",
