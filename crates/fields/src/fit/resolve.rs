@@ -266,8 +266,8 @@ mod tests {
         // A film is modulated by its time, a surface by the place.
         let film = cam("cam-image", json!({}), &[9, 64, 64])?;
         let surface = cam("cam-image", json!({}), &[0; 3])?;
-        assert!(film["grid"]["line"].is_object(), "{film}");
-        assert!(surface["grid"]["tri_plane"].is_object(), "{surface}");
+        assert_eq!(film["grid"]["kind"], "line", "{film}");
+        assert_eq!(surface["grid"]["kind"], "tri_plane", "{surface}");
         Ok(())
     }
 
