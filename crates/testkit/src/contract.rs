@@ -1,6 +1,7 @@
 //! What holds for every registered model, whatever its domain: each domain crate's contract test runs these over its presets.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use densely_core::forward::{Request, Response, forward};
 use densely_core::registry::{Preset, find};
@@ -96,6 +97,63 @@ pub fn check_with_idle(case: &Case, drawn: bool, idle: &[&str]) -> Result<()> {
     check_all(case, drawn, idle)
 }
 
+/// What the first GPU gives is what the CPU gives: outputs and gradients in f64, and in f32 within its rounding.
+///
+/// # Errors
+/// When no GPU can be used, and whatever the model refuses there.
+/// # Panics
+/// When a number differs; the message names it.
+pub fn check_on_a_gpu(case: &Case) -> Result<()> {
+    let device = Device::Cuda(0).open()?;
+    let name = case.preset.name;
+    for (kind, rtol, atol) in [(Kind::Double, 1e-9, 1e-10), (Kind::Float, 1e-4, 1e-5)] {
+        let grads = |request: &mut Request| {
+            request.kind = kind;
+            request.grads = true;
+        };
+        let here = case.run(grads, 5)?;
+        let weights = Weights::of(name, &here)?;
+        let mut request = case.request();
+        grads(&mut request);
+        request.device = device;
+        request.weights = Some(&weights.path);
+        let there = forward(&request, &(case.inputs)(&case.small, 5))?.tensors;
+        assert_eq!(there.len(), here.tensors.len(), "{name}");
+        for (key, xs) in &here.tensors {
+            let found = &there[key];
+            assert_eq!(found.device(), device, "{name}: {key}");
+            let found = found.to_device(tch::Device::Cpu);
+            let largest = xs.abs().max().double_value(&[]);
+            let close = found.allclose(xs, rtol, atol * largest.max(1.0), false);
+            assert!(
+                close,
+                "{name}, {kind:?}: `{key}` is {found} on the GPU, {xs} on the CPU"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The weights of a response in a file, for as long as this lives.
+struct Weights {
+    path: PathBuf,
+}
+
+impl Weights {
+    fn of(name: &str, response: &Response) -> Result<Self> {
+        let file = format!("densely-contract-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(file);
+        weights::save(&path, &weights::named(&response.store), &BTreeMap::new())?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Weights {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 fn check_all(case: &Case, drawn: bool, idle: &[&str]) -> Result<()> {
     let _cpu = Device::Cpu.open()?;
     states_its_parameters(case)?;
@@ -171,21 +229,18 @@ fn a_batch_is_its_rows(case: &Case) -> Result<()> {
 }
 
 fn saved_weights_load_to_the_same_bits(case: &Case, drawn: bool) -> Result<()> {
-    let path = std::env::temp_dir().join(format!(
-        "densely-contract-{}-{}",
-        case.preset.name,
-        std::process::id()
-    ));
     let response = case.run(|request| request.seed = 5, 3)?;
-    weights::save(&path, &weights::named(&response.store), &BTreeMap::new())?;
+    let file = Weights::of(case.preset.name, &response)?;
     let mut request = case.request();
-    request.weights = Some(&path);
-    let again = forward(&request, &(case.inputs)(&case.small, 3));
+    request.weights = Some(&file.path);
+    let again = forward(&request, &(case.inputs)(&case.small, 3))?.tensors;
     let other = case.run(|_| (), 3)?;
-    let loaded = weights::load(&other.store, &path, weights::same_name, Strictness::All);
-    std::fs::remove_file(&path).map_err(Error::io(&path))?;
-    loaded?;
-    let again = again?.tensors;
+    weights::load(
+        &other.store,
+        &file.path,
+        weights::same_name,
+        Strictness::All,
+    )?;
     let mut differs = false;
     for (name, xs) in &response.tensors {
         assert_bits(&again[name], xs);

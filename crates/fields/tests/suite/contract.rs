@@ -1,6 +1,6 @@
 //! What holds for every preset, at a small size.
 
-use densely_core::registry::parse_config;
+use densely_core::registry::{Preset, parse_config};
 use densely_core::{Result, Tensors, seeded};
 use densely_fields::PRESETS;
 use densely_fields::ffn::FfnConfig;
@@ -11,7 +11,9 @@ use densely_fields::mip_nerf::MipNerfConfig;
 use densely_fields::nerf::NerfConfig;
 use densely_fields::siren::SirenConfig;
 use densely_fields::wire::WireConfig;
-use densely_testkit::contract::{Case, check, check_undrawn, check_with_idle, refusal};
+use densely_testkit::contract::{
+    Case, check, check_on_a_gpu, check_undrawn, check_with_idle, refusal,
+};
 use serde_json::{Value, json};
 use tch::Tensor;
 
@@ -116,32 +118,36 @@ fn rays(_: &Value, rows: i64) -> Tensors {
     inputs
 }
 
+fn case(preset: &'static Preset) -> Case {
+    Case {
+        preset,
+        small: small(preset.name),
+        inputs: match preset.name {
+            "gnf-decoder" | "gnf-sdf" | "hashgrid" => space,
+            "nerf" | "nerf+cam" | "ngp" | "gnf-radiance" => seen,
+            "t-nerf" | "t-nerf+cam" => seen_in_time,
+            "mip-nerf" | "mip-nerf+cam" => gaussians,
+            "cam-layer" => layer,
+            "volume-render" => rays,
+            _ => plane,
+        },
+        optional: if preset.name.starts_with("mip") {
+            &["vars"]
+        } else {
+            &[]
+        },
+        any_width: if preset.name == "cam-layer" {
+            &["h"]
+        } else {
+            &[]
+        },
+    }
+}
+
 #[test]
 fn every_preset_keeps_the_contract() -> Result<()> {
     for preset in PRESETS {
-        let case = Case {
-            preset,
-            small: small(preset.name),
-            inputs: match preset.name {
-                "gnf-decoder" | "gnf-sdf" | "hashgrid" => space,
-                "nerf" | "nerf+cam" | "ngp" | "gnf-radiance" => seen,
-                "t-nerf" | "t-nerf+cam" => seen_in_time,
-                "mip-nerf" | "mip-nerf+cam" => gaussians,
-                "cam-layer" => layer,
-                "volume-render" => rays,
-                _ => plane,
-            },
-            optional: if preset.name.starts_with("mip") {
-                &["vars"]
-            } else {
-                &[]
-            },
-            any_width: if preset.name == "cam-layer" {
-                &["h"]
-            } else {
-                &[]
-            },
-        };
+        let case = case(preset);
         match preset.name {
             // Its grid starts even, so that it matters nowhere where a point lies.
             "cam-layer" => check_with_idle(&case, false, &["input.coords"])?,
@@ -155,6 +161,14 @@ fn every_preset_keeps_the_contract() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+#[ignore = "needs CUDA"]
+fn a_gpu_gives_what_the_processor_gives() -> Result<()> {
+    PRESETS
+        .iter()
+        .try_for_each(|preset| check_on_a_gpu(&case(preset)))
 }
 
 #[test]

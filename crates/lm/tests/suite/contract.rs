@@ -1,8 +1,9 @@
 //! What holds for every preset, at a small size.
 
+use densely_core::registry::Preset;
 use densely_core::{Result, Tensors};
 use densely_lm::PRESETS;
-use densely_testkit::contract::{Case, check, refusal};
+use densely_testkit::contract::{Case, check, check_on_a_gpu, refusal};
 use serde_json::{Value, json};
 use tch::Tensor;
 
@@ -24,18 +25,27 @@ fn inputs(_: &Value, rows: i64) -> Tensors {
     ])
 }
 
+fn case(preset: &'static Preset) -> Case {
+    Case {
+        preset,
+        small: small(preset.name),
+        inputs,
+        optional: &["attention_mask"],
+        any_width: &["input_ids"],
+    }
+}
+
 #[test]
 fn every_preset_keeps_the_contract() -> Result<()> {
-    for preset in PRESETS {
-        check(&Case {
-            preset,
-            small: small(preset.name),
-            inputs,
-            optional: &["attention_mask"],
-            any_width: &["input_ids"],
-        })?;
-    }
-    Ok(())
+    PRESETS.iter().try_for_each(|preset| check(&case(preset)))
+}
+
+#[test]
+#[ignore = "needs CUDA"]
+fn a_gpu_gives_what_the_processor_gives() -> Result<()> {
+    PRESETS
+        .iter()
+        .try_for_each(|preset| check_on_a_gpu(&case(preset)))
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! What holds for every preset, at a small size.
 
+use densely_core::registry::Preset;
 use densely_core::registry::{find, parse_config};
 use densely_core::{Result, Tensors, seeded};
 use densely_recsys::attention::AttentionConfig;
 use densely_recsys::models::PRESETS;
 use densely_recsys::{DinConfig, FinalMlpConfig};
-use densely_testkit::contract::{Case, check, check_undrawn, refusal};
+use densely_testkit::contract::{Case, check, check_on_a_gpu, check_undrawn, refusal};
 use serde_json::{Value, json};
 use tch::Tensor;
 use tch::nn::VarStore;
@@ -77,23 +78,34 @@ fn inputs(small: &Value, rows: i64) -> Tensors {
     })
 }
 
+fn case(preset: &'static Preset) -> Case {
+    Case {
+        preset,
+        small: small(preset.name),
+        inputs,
+        optional: &[],
+        any_width: &[],
+    }
+}
+
 #[test]
 fn every_preset_keeps_the_contract() -> Result<()> {
     for preset in PRESETS {
-        let case = Case {
-            preset,
-            small: small(preset.name),
-            inputs,
-            optional: &[],
-            any_width: &[],
-        };
         if preset.name == "dice" {
-            check_undrawn(&case)?;
+            check_undrawn(&case(preset))?;
         } else {
-            check(&case)?;
+            check(&case(preset))?;
         }
     }
     Ok(())
+}
+
+#[test]
+#[ignore = "needs CUDA"]
+fn a_gpu_gives_what_the_processor_gives() -> Result<()> {
+    PRESETS
+        .iter()
+        .try_for_each(|preset| check_on_a_gpu(&case(preset)))
 }
 
 #[test]

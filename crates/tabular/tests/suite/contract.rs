@@ -5,7 +5,7 @@ use densely_core::{Result, Tensors, registry, seeded};
 use densely_tabular::PRESETS;
 use densely_tabular::models::ModelConfig;
 use densely_testkit::assert_close;
-use densely_testkit::contract::{Case, check};
+use densely_testkit::contract::{Case, check, check_on_a_gpu};
 use serde_json::{Value, json};
 use tch::Tensor;
 use tch::nn::VarStore;
@@ -49,6 +49,14 @@ fn case(preset: &'static registry::Preset) -> Case {
 #[test]
 fn every_preset_keeps_the_contract() -> Result<()> {
     PRESETS.iter().try_for_each(|preset| check(&case(preset)))
+}
+
+#[test]
+#[ignore = "needs CUDA"]
+fn a_gpu_gives_what_the_processor_gives() -> Result<()> {
+    PRESETS
+        .iter()
+        .try_for_each(|preset| check_on_a_gpu(&case(preset)))
 }
 
 #[test]

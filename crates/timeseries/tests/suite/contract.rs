@@ -1,7 +1,8 @@
 //! What holds for every preset, at a small size.
 
+use densely_core::registry::Preset;
 use densely_core::{Result, Tensors, seeded};
-use densely_testkit::contract::{Case, check, refusal};
+use densely_testkit::contract::{Case, check, check_on_a_gpu, refusal};
 use densely_timeseries::linear::LinearConfig;
 use densely_timeseries::models::PRESETS;
 use densely_timeseries::patch_tsmixer::PatchTsMixerConfig;
@@ -57,18 +58,27 @@ fn inputs(small: &Value, rows: i64) -> Tensors {
     })
 }
 
+fn case(preset: &'static Preset) -> Case {
+    Case {
+        preset,
+        small: small(preset.name),
+        inputs,
+        optional: &["mask"],
+        any_width: &[],
+    }
+}
+
 #[test]
 fn every_preset_keeps_the_contract() -> Result<()> {
-    for preset in PRESETS {
-        check(&Case {
-            preset,
-            small: small(preset.name),
-            inputs,
-            optional: &["mask"],
-            any_width: &[],
-        })?;
-    }
-    Ok(())
+    PRESETS.iter().try_for_each(|preset| check(&case(preset)))
+}
+
+#[test]
+#[ignore = "needs CUDA"]
+fn a_gpu_gives_what_the_processor_gives() -> Result<()> {
+    PRESETS
+        .iter()
+        .try_for_each(|preset| check_on_a_gpu(&case(preset)))
 }
 
 #[test]

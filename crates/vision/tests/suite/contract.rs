@@ -1,8 +1,8 @@
 //! What holds for every preset, at a small size.
 
-use densely_core::registry::parse_config;
+use densely_core::registry::{Preset, parse_config};
 use densely_core::{Result, Tensors, seeded};
-use densely_testkit::contract::{Case, check, refusal};
+use densely_testkit::contract::{Case, check, check_on_a_gpu, refusal};
 use densely_vision::{MaximConfig, PRESETS, PoolFormerConfig, StripMlpConfig};
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -32,22 +32,31 @@ fn inputs(small: &Value, rows: i64) -> Tensors {
     Tensors::from([("image".to_owned(), image)])
 }
 
+fn case(preset: &'static Preset) -> Case {
+    Case {
+        preset,
+        small: small(preset.name),
+        inputs,
+        optional: &[],
+        any_width: if preset.name.contains("strip") {
+            &[]
+        } else {
+            &["image"]
+        },
+    }
+}
+
 #[test]
 fn every_preset_keeps_the_contract() -> Result<()> {
-    for preset in PRESETS {
-        check(&Case {
-            preset,
-            small: small(preset.name),
-            inputs,
-            optional: &[],
-            any_width: if preset.name.contains("strip") {
-                &[]
-            } else {
-                &["image"]
-            },
-        })?;
-    }
-    Ok(())
+    PRESETS.iter().try_for_each(|preset| check(&case(preset)))
+}
+
+#[test]
+#[ignore = "needs CUDA"]
+fn a_gpu_gives_what_the_processor_gives() -> Result<()> {
+    PRESETS
+        .iter()
+        .try_for_each(|preset| check_on_a_gpu(&case(preset)))
 }
 
 #[test]
