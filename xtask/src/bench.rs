@@ -146,6 +146,17 @@ fn saved(criterion: &Path) -> BTreeSet<String> {
         .collect()
 }
 
+/// The name of what computes: the GPU's where `device` is one.
+fn processor(device: &str) -> Result<String> {
+    let Some(index) = device.strip_prefix("cuda:") else {
+        return Ok(cpu_name());
+    };
+    let asked = ["--query-gpu=name", "--format=csv,noheader", "--id", index];
+    shell::probe("nvidia-smi", &asked)
+        .filter(|name| !name.is_empty())
+        .with_context(|| format!("nvidia-smi knows no GPU {index}"))
+}
+
 fn compare(arguments: &Arguments) -> Result<()> {
     let python = goldens::python()?;
     models::build("--example", "side")?;
@@ -172,7 +183,7 @@ fn compare(arguments: &Arguments) -> Result<()> {
         );
     }
     let docs = shell::root().join("docs").join("src");
-    let (commit, cpu) = (shell::commit(), cpu_name());
+    let (commit, cpu) = (shell::commit(), processor(&arguments.device)?);
     for threads in &arguments.threads {
         for case in &cases {
             let of_case = |dtype: &str| {
