@@ -222,7 +222,8 @@ impl OccupancyGrid {
         let values = values.to_kind(self.values.kind()) * self.config.step;
         let faded = self.values.index_select(0, cells) * self.config.decay;
         let faded = self.values.index_copy(0, cells, &faded);
-        let updated = largest(&faded, cells, &values)?;
+        // Of a cell that was drawn twice the larger value.
+        let updated = faded.f_internal_scatter_reduce(0, cells, &values, "amax", true)?;
         self.values.copy_(&updated);
         let threshold = self.mean().min(self.config.threshold);
         self.occupied
@@ -344,24 +345,6 @@ impl OccupancyGrid {
         let seen = samples.visible(&sigma, LEAST_LIGHT, alpha_threshold.min(self.mean()))?;
         samples.keep(&seen)
     }
-}
-
-/// `into` `[N]` where each of `cells` `[points]` has the largest of its value and those of `values` `[points]` that belong to it.
-fn largest(into: &Tensor, cells: &Tensor, values: &Tensor) -> Result<Tensor> {
-    if into.device() != Device::Cpu || into.kind() != Kind::Float {
-        return Ok(into.f_index_reduce(0, cells, values, "amax", true)?);
-    }
-    // libtorch's operation says on the terminal that it is in beta.
-    let mut all: Vec<f32> = Vec::try_from(into)?;
-    let cells: Vec<i64> = Vec::try_from(cells)?;
-    for (cell, value) in cells.iter().zip(Vec::<f32>::try_from(values)?) {
-        let own = &mut all[*cell as usize];
-        // As `amax` does, a value that is no number stays.
-        if value > *own || value.is_nan() {
-            *own = value;
-        }
-    }
-    Ok(Tensor::from_slice(&all))
 }
 
 /// Pieces of some rays.

@@ -193,7 +193,7 @@ pub(super) fn judge_views(
     let mut found = Vec::with_capacity(views.len());
     for view in views {
         let target = composite(&scene.view_pixels(*view)?.rgba, &level)?;
-        let made = render(*view)?;
+        let made = render(*view)?.to_device(target.device());
         let mut error = SquaredError::default();
         error.add(&made, &target)?;
         let picture = |xs: &Tensor| xs.view([height, width, 3]).permute([2, 0, 1]);

@@ -446,6 +446,33 @@ fn a_surface_is_fitted_and_comes_back_in_its_own_coordinates() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs CUDA"]
+fn what_a_gpu_fits_is_the_same_on_the_processor() -> Result<()> {
+    let gpu = densely_core::Device::Cuda(0).open()?;
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path();
+    write_png(&data.join("waves.png"), &waves(24, 32, 3, 0.0))?;
+    let image = |preset| image_settings("waves.png", preset, Split::All);
+    for settings in [image("cam-image"), image("hashgrid"), ball(data)?] {
+        let folder = data.join(&settings.model.preset);
+        let options = FitOptions {
+            folder: &folder,
+            table: data,
+            seed: 3,
+            device: gpu,
+            resume: None,
+        };
+        let outcome = fit(&settings, data, &options, None, &mut |_| ())?;
+        for device in [gpu, Device::Cpu] {
+            let found = evaluate(&Field::open(&folder, device)?, &settings.data, data)?;
+            let (psnr, own) = (found.scores[0].1, score(&outcome, "psnr"));
+            assert!((psnr - own).abs() < 0.01, "{settings:?}: {psnr} and {own}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn pictures_are_written_while_it_trains() -> Result<()> {
     let home = tempfile::tempdir().expect("a folder");
     let data = home.path();
