@@ -305,30 +305,32 @@ fn interpolate_level(coords: &Tensor, table: &Tensor, level: &Level, smoothstep:
         .nan_to_num(0.0, None, None)
         .clamp(-FARTHEST, FARTHEST)
         .to_kind(Kind::Int64);
-    let axes = level.factors.iter().zip(0i64..);
-    let corners = (0..1i64 << level.factors.len()).map(|corner| {
-        let sides = axes.clone().map(|(factor, d)| {
-            let farther = corner >> d & 1;
-            let side = if farther == 1 { &far } else { &near };
-            (
-                side.select(1, d),
-                (cell.select(1, d) + farther) * i64::from(*factor),
-            )
-        });
-        let joined = sides.reduce(|(share, term), (next, more)| {
-            let joined = if level.hashed {
-                term.bitwise_xor_tensor(&more)
-            } else {
-                term + more
-            };
-            (share * next, joined)
-        });
-        joined.map(|(share, term)| {
-            let entry = term.bitwise_and(0xFFFF_FFFF_i64).remainder(level.entries);
-            share.unsqueeze(1) * table.index_select(0, &entry).to_kind(kind) // [N, F]
-        })
-    });
-    let sum: Tensor = corners.flatten().sum();
+    let factors: Vec<i64> = level
+        .factors
+        .iter()
+        .map(|factor| i64::from(*factor))
+        .collect();
+    let factors = Tensor::from_slice(&factors).to_device(coords.device());
+    let shares = Tensor::stack(&[near, far], 1); // [N, 2, D]
+    let terms = Tensor::stack(&[cell.shallow_clone(), cell + 1], 1) * factors;
+    // All corners at once: on a GPU asking for an operation costs more than the operation. Those of one axis more lie behind the others.
+    let mut share = shares.select(2, 0); // [N, corners]
+    let mut entry = terms.select(2, 0);
+    for d in 1..level.factors.len() as i64 {
+        let next = terms.select(2, d).unsqueeze(2);
+        let before = entry.unsqueeze(1);
+        entry = if level.hashed {
+            before.bitwise_xor_tensor(&next)
+        } else {
+            before + next
+        };
+        entry = entry.flatten(1, 2);
+        share = (share.unsqueeze(1) * shares.select(2, d).unsqueeze(2)).flatten(1, 2);
+    }
+    let entry = entry.bitwise_and(0xFFFF_FFFF_i64).remainder(level.entries);
+    let values = table.index_select(0, &entry.flatten(0, -1)).to_kind(kind);
+    let values = values.view([coords.size()[0], share.size()[1], table.size()[1]]); // [N, corners, F]
+    let sum = (share.unsqueeze(2) * values).sum_dim_intlist(1, false, kind);
     sum.to_kind(table.kind())
 }
 
