@@ -176,6 +176,8 @@ fn cargo_test(arguments: &[&str], rest: &[String], counts: &mut Counts) -> Resul
     let mut command = shell::cargo(arguments);
     command.args(rest).stdout(Stdio::piped());
     let line = shell::line_of(&command);
+    // A GPU would round convolutions to TF32, and their tests compare f32 with the processor's.
+    command.env("NVIDIA_TF32_OVERRIDE", "0");
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot start `{line}`"))?;

@@ -106,7 +106,7 @@ pub fn check_with_idle(case: &Case, drawn: bool, idle: &[&str]) -> Result<()> {
 pub fn check_on_a_gpu(case: &Case) -> Result<()> {
     let device = Device::Cuda(0).open()?;
     let name = case.preset.name;
-    // Convolutions round f32 to TF32 there, as in PyTorch, and gradients that cancel are nothing but rounding.
+    // In f32 gradients that cancel are nothing but rounding.
     for (kind, grads, near) in [(Kind::Double, true, 1e-9), (Kind::Float, false, 1e-3)] {
         let asked = |request: &mut Request| {
             request.kind = kind;

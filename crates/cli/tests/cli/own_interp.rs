@@ -15,6 +15,33 @@ fn words<'a>(command: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// What the program says when it fails.
+/// An edit of what the model says of the tower.
+fn edit<'a>(rest: &[&'a str]) -> Vec<&'a str> {
+    let own = ["--prompt", PROMPT, "--subject", "tower", "--steps", "2"];
+    words("edit", &[own.as_slice(), rest].concat())
+}
+
+/// A small study of the facts of `atlas.csv`, in the folder `study`.
+fn study<'a>(rest: &[&'a str]) -> Vec<&'a str> {
+    let own = [
+        "--facts",
+        "atlas.csv",
+        "--variants",
+        "fact-amplification",
+        "--layers",
+        "0,1",
+        "--samples",
+        "2",
+        "--window",
+        "1",
+        "--min-probability",
+        "0",
+        "--out",
+        "study",
+    ];
+    words("localize", &[own.as_slice(), rest].concat())
+}
+
 fn failure(bench: &Bench, words: &[&str]) -> String {
     stderr(&bench.densely(words).code(1))
 }
@@ -193,17 +220,7 @@ fn an_edit_is_shown_and_taken_back() {
     let rest = ["--prompt", PROMPT, "--subject", "bridge", "--target", "x"];
     let error = failure(&bench, &words("edit", &rest));
     assert!(error.contains("does not stand in the prompt"), "{error}");
-    let rest = [
-        "--prompt",
-        PROMPT,
-        "--subject",
-        "tower",
-        "--target",
-        "x",
-        "--layer",
-        "7",
-    ];
-    let error = failure(&bench, &words("edit", &rest));
+    let error = failure(&bench, &edit(&["--target", "x", "--layer", "7"]));
     assert!(error.contains("must be below 2"), "{error}");
 }
 
@@ -402,24 +419,10 @@ fn a_text_whose_tokens_cannot_be_counted_is_told_why() {
 #[test]
 fn options_without_effect_are_named() {
     let bench = taught();
-    let edit = |rest: &[&str]| {
-        let own = [
-            "--prompt",
-            PROMPT,
-            "--subject",
-            "tower",
-            "--target",
-            "x",
-            "--steps",
-            "1",
-            "--layer",
-            "1",
-        ];
-        stderr(
-            &bench
-                .densely(&words("edit", &[own.as_slice(), rest].concat()))
-                .success(),
-        )
+    let warned_of = |rest: &[&str]| {
+        let own = ["--target", "x", "--layer", "1"];
+        let words = edit(&[own.as_slice(), rest].concat());
+        stderr(&bench.densely(&words).success())
     };
     let all = [
         "--lambda",
@@ -436,36 +439,22 @@ fn options_without_effect_are_named() {
         ("rome", "--lambda"),
         ("memit", "--key"),
     ] {
-        let warned = edit(&[["--method", method].as_slice(), &all].concat());
+        let warned = warned_of(&[["--method", method].as_slice(), &all].concat());
         let expected = format!("without effect with --method {method}: {named}\n");
         assert!(warned.contains(&expected), "{warned}");
     }
-    let warned = edit(&["--key", "reference", "--moments", "identity", "--seed", "3"]);
+    let warned = warned_of(&["--key", "reference", "--moments", "identity", "--seed", "3"]);
     assert!(!warned.contains("without effect"), "{warned}");
 
-    let study = [
-        "--facts",
-        "atlas.csv",
-        "--variants",
-        "fact-amplification",
+    let rest = [
         "--methods",
         "ft-1",
-        "--layers",
-        "0,1",
-        "--samples",
-        "2",
-        "--window",
-        "1",
-        "--min-probability",
-        "0",
         "--prefixes",
         "3",
         "--moments",
         "identity",
-        "--out",
-        "study",
     ];
-    let warned = stderr(&bench.densely(&words("localize", &study)).success());
+    let warned = stderr(&bench.densely(&study(&rest)).success());
     assert!(
         warned.contains("without effect with --methods ft-1: --moments, --prefixes\n"),
         "{warned}"
@@ -523,16 +512,6 @@ fn answers_that_do_not_fit_are_told_with_their_record() {
             assert!(error.contains(part), "`{part}` is not in {error}");
         }
     }
-    let rest = [
-        "--prompt",
-        PROMPT,
-        "--subject",
-        "tower",
-        "--target",
-        "x",
-        "--true",
-        " ",
-    ];
-    let error = failure(&bench, &words("edit", &rest));
+    let error = failure(&bench, &edit(&["--target", "x", "--true", " "]));
     assert!(error.contains("`--true`: is empty"), "{error}");
 }

@@ -32,6 +32,14 @@ fn filled(model: &Lm, masked: bool) -> Result<KvCache> {
     Ok(kv)
 }
 
+/// What `more` gives behind the texts' start, and a cache of the start alone with copies of what it holds.
+fn begun(model: &Lm, more: &Tensor, masked: bool) -> Result<(Tensor, KvCache, Vec<Tensor>)> {
+    let expected = model.run(more, &mut Run::new().kv(&mut filled(model, masked)?))?;
+    let kv = filled(model, masked)?;
+    let before = held(&kv);
+    Ok((expected, kv, before))
+}
+
 /// Copies of the keys and values of all layers that have some.
 fn held(kv: &KvCache) -> Vec<Tensor> {
     let layers = (0..2).filter_map(|layer| kv.layer(layer));
@@ -62,9 +70,7 @@ fn a_pass_that_fails_leaves_the_cache_as_it_was() -> Result<()> {
     for name in tiny::ALL {
         let (model, _vs) = tiny::model(name)?;
         for masked in [false, true] {
-            let expected = model.run(&more, &mut Run::new().kv(&mut filled(&model, masked)?))?;
-            let mut kv = filled(&model, masked)?;
-            let before = held(&kv);
+            let (expected, mut kv, before) = begun(&model, &more, masked)?;
             for point in FAILING {
                 for gradients in [false, true] {
                     let mut run = Run::new().kv(&mut kv).mask(&padded(3, 1));
@@ -130,9 +136,7 @@ fn passes_without_layers_leave_the_cache_and_stand_behind_it() -> Result<()> {
     for name in tiny::ALL {
         let (model, _vs) = tiny::model(name)?;
         for masked in [false, true] {
-            let expected = model.run(&more, &mut Run::new().kv(&mut filled(&model, masked)?))?;
-            let mut kv = filled(&model, masked)?;
-            let before = held(&kv);
+            let (expected, mut kv, before) = begun(&model, &more, masked)?;
 
             // What enters the first layer has the positions after those of the cache.
             let entering = model.run(&more, &mut Run::new().kv(&mut kv).stop_at(0))?;

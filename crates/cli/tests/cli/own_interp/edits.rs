@@ -1,14 +1,8 @@
 //! What edits and studies say of their settings, and what they refuse or leave out before anything is measured.
 
-use super::{Bench, PROMPT, failure, stderr, stdout, taught, words};
+use super::{Bench, PROMPT, edit, failure, stderr, stdout, study, taught, words};
 
 use serde_json::{Value, json};
-
-/// Words of an edit of the one prompt.
-fn edit<'a>(rest: &[&'a str]) -> Vec<&'a str> {
-    let own = ["--prompt", PROMPT, "--subject", "tower", "--steps", "2"];
-    words("edit", &[own.as_slice(), rest].concat())
-}
 
 #[test]
 fn memit_without_moments_and_weight_is_refused() {
@@ -209,31 +203,17 @@ fn records_that_do_not_fit_are_skipped_before_anything_is_measured() {
 fn a_study_says_its_key_noise_and_second_moments() {
     let bench = taught();
     let rest = [
-        "--facts",
-        "atlas.csv",
-        "--variants",
-        "fact-amplification",
         "--methods",
         "rome",
         "--key",
         "reference",
-        "--layers",
-        "0,1",
-        "--samples",
-        "2",
-        "--window",
-        "1",
-        "--min-probability",
-        "0",
         "--prefixes",
         "2",
-        "--out",
-        "study",
         "--lambda",
         "3",
         "--json",
     ];
-    let run = bench.densely(&words("localize", &rest)).success();
+    let run = bench.densely(&study(&rest)).success();
     let found: Value = serde_json::from_str(&stdout(&run)).unwrap();
     assert_eq!(found["settings"]["key"], "reference");
     assert_eq!(found["settings"]["lambda"], Value::Null);
