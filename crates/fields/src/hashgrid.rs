@@ -305,19 +305,15 @@ fn interpolate_level(coords: &Tensor, table: &Tensor, level: &Level, smoothstep:
         .nan_to_num(0.0, None, None)
         .clamp(-FARTHEST, FARTHEST)
         .to_kind(Kind::Int64);
-    let factors: Vec<i64> = level
-        .factors
-        .iter()
-        .map(|factor| i64::from(*factor))
-        .collect();
-    let factors = Tensor::from_slice(&factors).to_device(coords.device());
     let shares = Tensor::stack(&[near, far], 1); // [N, 2, D]
-    let terms = Tensor::stack(&[cell.shallow_clone(), cell + 1], 1) * factors;
+    let cells = Tensor::stack(&[cell.shallow_clone(), cell + 1], 1);
+    // By numbers: a tensor of factors would be copied to a GPU at each level, and waited for.
+    let term = |d: usize| cells.select(2, d as i64) * i64::from(level.factors[d]);
     // All corners at once: on a GPU asking for an operation costs more than the operation. Those of one axis more lie behind the others.
     let mut share = shares.select(2, 0); // [N, corners]
-    let mut entry = terms.select(2, 0);
-    for d in 1..level.factors.len() as i64 {
-        let next = terms.select(2, d).unsqueeze(2);
+    let mut entry = term(0);
+    for d in 1..level.factors.len() {
+        let next = term(d).unsqueeze(2);
         let before = entry.unsqueeze(1);
         entry = if level.hashed {
             before.bitwise_xor_tensor(&next)
@@ -325,7 +321,7 @@ fn interpolate_level(coords: &Tensor, table: &Tensor, level: &Level, smoothstep:
             before + next
         };
         entry = entry.flatten(1, 2);
-        share = (share.unsqueeze(1) * shares.select(2, d).unsqueeze(2)).flatten(1, 2);
+        share = (share.unsqueeze(1) * shares.select(2, d as i64).unsqueeze(2)).flatten(1, 2);
     }
     let entry = entry.bitwise_and(0xFFFF_FFFF_i64).remainder(level.entries);
     let values = table.index_select(0, &entry.flatten(0, -1)).to_kind(kind);

@@ -65,7 +65,8 @@ fn search_of(preset: &str) -> Option<Search> {
     }
 }
 
-/// Chooses the frequency of the network of `settings` by the spectrum of the signal in `folder`, and puts it there. `observe` sees each score.
+/// Chooses the frequency of the network of `settings` by the spectrum of the signal in `folder`, computing on `device`, and puts it there. `observe` sees each
+/// score.
 ///
 /// # Errors
 /// [`Error::Config`] for networks without such a setting, signals other than pictures and films, and where the setting stands there already; those of reading
@@ -74,6 +75,7 @@ pub fn choose_frequency(
     settings: &mut FieldSettings,
     folder: &Path,
     options: &AutoOptions,
+    device: Device,
     observe: &mut dyn FnMut(&Score),
 ) -> Result<Choice> {
     let preset = settings.model.preset.clone();
@@ -114,7 +116,7 @@ pub fn choose_frequency(
             let axes = axes.clone();
             Candidate::new(search.setting, *value, move |seed| {
                 let (preset, config) = resolve(&model, &axes, channels)?;
-                let vs = VarStore::new(Device::Cpu);
+                let vs = VarStore::new(device);
                 let network = seeded(seed, || (preset.build)(&config, &vs.root()))?;
                 Ok(Box::new(move |xs: &Tensor| {
                     // Places come from -1 to 1, ends included.
@@ -122,7 +124,7 @@ pub fn choose_frequency(
                         Coordinates::Ends => xs.shallow_clone(),
                         Coordinates::Centres => (xs + 1.0) / 2.0,
                     };
-                    super::field::values_of(&*network, &coords, Device::Cpu)
+                    super::field::values_of(&*network, &coords, device)
                 }) as Network)
             })
         })

@@ -520,18 +520,19 @@ fn spectra_choose_a_higher_frequency_for_a_finer_picture() -> Result<()> {
                 ..FreshOptions::default()
             },
         };
-        let choice = choose_frequency(&mut settings, data, &options, &mut |_| ())?;
+        let choice = choose_frequency(&mut settings, data, &options, Device::Cpu, &mut |_| ())?;
         assert_eq!(
             settings.model.config["first_omega"],
             json!(choice.chosen.value)
         );
         chosen.push(choice.chosen.value);
-        let again = choose_frequency(&mut settings, data, &options, &mut |_| ());
+        let again = choose_frequency(&mut settings, data, &options, Device::Cpu, &mut |_| ());
         assert!(again.is_err_and(|error| error.to_string().contains("first_omega")));
     }
     assert!(chosen[0] < chosen[1], "{chosen:?}");
     let mut settings = image_settings("stripes.png", "hashgrid", Split::All);
-    let none = choose_frequency(&mut settings, data, &AutoOptions::default(), &mut |_| ());
+    let options = AutoOptions::default();
+    let none = choose_frequency(&mut settings, data, &options, Device::Cpu, &mut |_| ());
     assert!(none.is_err_and(|error| error.to_string().contains("siren-fresh")));
     Ok(())
 }

@@ -96,13 +96,14 @@ pub(super) fn run(arguments: &Fit, common: &Common) -> Result<()> {
     };
     let (folder, data) = data_of(&arguments.signal, split)?;
     let mut settings = arguments.settings(data, common)?;
+    let device = common.device.open()?;
     let choice = if arguments.auto && !is_sized(&settings.model.preset) {
         let options = if arguments.auto_full {
             AutoOptions::paper()
         } else {
             AutoOptions::default()
         };
-        Some(choose(&mut settings, &folder, &options, common)?)
+        Some(choose(&mut settings, &folder, &options, device, common)?)
     } else {
         if arguments.auto && !common.quiet {
             eprintln!(
@@ -131,7 +132,6 @@ pub(super) fn run(arguments: &Fit, common: &Common) -> Result<()> {
             seconds: arguments.preview_every.unwrap_or(10.0),
         }),
     };
-    let device = common.device.open()?;
     let seed = common.seed.unwrap_or(0);
     let fitted = job.run(&out, seed, device, arguments.resume.from()?, common)?;
     print(&out, &fitted, choice.as_ref(), common);
@@ -206,6 +206,7 @@ pub(crate) fn choose(
     settings: &mut FieldSettings,
     folder: &Path,
     options: &AutoOptions,
+    device: tch::Device,
     common: &Common,
 ) -> Result<Choice> {
     if !common.quiet {
@@ -214,7 +215,7 @@ pub(crate) fn choose(
             settings.model.preset
         );
     }
-    let choice = choose_frequency(settings, folder, options, &mut |score| {
+    let choice = choose_frequency(settings, folder, options, device, &mut |score| {
         if !common.quiet {
             let left = if score.abandoned { ", left early" } else { "" };
             eprintln!(

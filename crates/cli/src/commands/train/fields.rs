@@ -431,7 +431,8 @@ impl Bench<'_> {
                 values: sweep.values.clone(),
                 ..sweep.auto.clone()
             };
-            let choice = choose(&mut chosen, &self.arguments.data_dir, &auto, self.common)?;
+            let folder = &self.arguments.data_dir;
+            let choice = choose(&mut chosen, folder, &auto, self.device, self.common)?;
             if choice.chosen.setting != sweep.setting {
                 let reason = format!(
                     "must be `{}`, which is what is chosen",
