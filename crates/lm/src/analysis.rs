@@ -115,6 +115,7 @@ pub fn direct_logits(
     let column = |tokens: &Tensor| -> Result<(Tensor, Tensor)> {
         check::shape("tokens", tokens, &[Some(batch)])?;
         crate::positions::check_ids(&tokens.f_unsqueeze(0)?, vocab)?;
+        let tokens = &tokens.f_to(model.device())?;
         let rows = model.w_u()?.f_index_select(1, tokens)?.f_tr()?; // [batch, d]
         Ok((rows, model.b_u()?.f_index_select(0, tokens)?))
     };

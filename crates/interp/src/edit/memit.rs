@@ -194,6 +194,7 @@ fn go(
 /// # Errors
 /// [`Error::Shape`] when the moments are of another width; [`Error::Torch`] when the system cannot be solved.
 pub fn solve(moments: &Moments, lambda: f64, keys: &Tensor) -> Result<Tensor> {
+    let keys = &double(keys)?;
     let through = moments.solve(keys)?.f_div_scalar(lambda)?; // [m, n]
     let n = through.size().last().copied().unwrap_or(0);
     let one = Tensor::f_eye(n, (Kind::Double, tch::Device::Cpu))?;
