@@ -270,6 +270,7 @@ pub(crate) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Ten
 /// The ids below `limit` that occur among `ids` `[n]`, ascending, and the place of each of them there, `[n]`.
 pub(crate) fn distinct(ids: &Tensor, limit: i64) -> (Tensor, Tensor) {
     if fused::wanted()
+        && ids.device() == Device::Cpu
         && let Ok(found) = rows::distinct(ids, limit)
     {
         return found;

@@ -116,8 +116,8 @@ pub(crate) fn drop_path_shares(xs: &Tensor, p: f64, train: bool) -> Option<Tenso
     if !train || p <= 0.0 {
         return None;
     }
-    let rows = Tensor::rand([xs.size()[0], 1, 1, 1], CPU);
-    Some(rows.ge(p).to_kind(xs.kind()).to_device(xs.device()) / (1.0 - p))
+    let rows = Tensor::rand([xs.size()[0], 1, 1, 1], (Kind::Float, xs.device()));
+    Some(rows.ge(p).to_kind(xs.kind()) / (1.0 - p))
 }
 
 /// Of each window the mean over the pixels that lie in the picture, minus the middle: what PoolFormer mixes tokens by.
