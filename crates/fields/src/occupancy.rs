@@ -222,7 +222,7 @@ impl OccupancyGrid {
         let values = values.to_kind(self.values.kind()) * self.config.step;
         let faded = self.values.index_select(0, cells) * self.config.decay;
         let faded = self.values.index_copy(0, cells, &faded);
-        // Of a cell that was drawn twice the larger value.
+        // Of a cell that was drawn twice the larger value. tch's name for libtorch's `scatter_reduce`.
         let updated = faded.f_internal_scatter_reduce(0, cells, &values, "amax", true)?;
         self.values.copy_(&updated);
         let threshold = self.mean().min(self.config.threshold);

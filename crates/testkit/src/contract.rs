@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use densely_core::forward::{Request, Response, forward};
 use densely_core::registry::{Preset, find};
@@ -100,11 +101,18 @@ pub fn check_with_idle(case: &Case, drawn: bool, idle: &[&str]) -> Result<()> {
 /// What the first GPU gives is what the CPU gives: outputs and gradients in f64, outputs in f32.
 ///
 /// # Errors
-/// When no GPU can be used, and whatever the model refuses there.
+/// When no GPU can be used, and whatever a model refuses there.
 /// # Panics
 /// When a number differs; the message names it.
-pub fn check_on_a_gpu(case: &Case) -> Result<()> {
+pub fn check_on_a_gpu(cases: impl Iterator<Item = Case>) -> Result<()> {
     let device = Device::Cuda(0).open()?;
+    for case in cases {
+        gives_the_same_on(device, &case)?;
+    }
+    Ok(())
+}
+
+fn gives_the_same_on(device: tch::Device, case: &Case) -> Result<()> {
     let name = case.preset.name;
     // In f32 gradients that cancel are nothing but rounding.
     for (kind, grads, near) in [(Kind::Double, true, 1e-9), (Kind::Float, false, 1e-3)] {
@@ -142,7 +150,10 @@ struct Weights {
 
 impl Weights {
     fn of(name: &str, response: &Response) -> Result<Self> {
-        let file = format!("densely-contract-{name}-{}", std::process::id());
+        // Tests of one process run side by side.
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let file = format!("densely-contract-{name}-{}-{number}", std::process::id());
         let path = std::env::temp_dir().join(file);
         weights::save(&path, &weights::named(&response.store), &BTreeMap::new())?;
         Ok(Self { path })

@@ -76,9 +76,7 @@ fn every_preset_keeps_the_contract() -> Result<()> {
 #[test]
 #[ignore = "needs CUDA"]
 fn a_gpu_gives_what_the_processor_gives() -> Result<()> {
-    PRESETS
-        .iter()
-        .try_for_each(|preset| check_on_a_gpu(&case(preset)))
+    check_on_a_gpu(PRESETS.iter().map(case))
 }
 
 #[test]
