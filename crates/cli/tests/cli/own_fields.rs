@@ -400,6 +400,21 @@ fn what_cannot_be_fitted_or_rendered_has_its_sentence() {
 }
 
 #[test]
+fn a_step_that_ruins_the_weights_stops_with_advice() {
+    let bench = Bench::new();
+    write_png(&bench.path("photo.png"), &waves(32, 0.0)).unwrap();
+    // One step between two judgements: the loss before it is a number still.
+    let words = "field fit photo.png --model siren --lr 1e38 --steps 20 --device cpu";
+    let words: Vec<&str> = words.split(' ').collect();
+    let error = stderr(&bench.densely(&words).code(1));
+    assert!(
+        error.contains("training diverged at step 1: ")
+            && error.contains("lower the learning rate"),
+        "{error}"
+    );
+}
+
+#[test]
 fn recipes_fit_every_signal_by_every_model_and_sweep() {
     let bench = Bench::new();
     for (number, phase) in [(1, 0.0), (2, 2.0)] {

@@ -209,6 +209,17 @@ pub(super) fn judge_views(
     Ok(found)
 }
 
+/// Outputs that are no numbers, as training that has diverged: the loss of the last step was of the weights before it.
+pub(super) fn diverged_at(step: u64) -> impl Fn(Error) -> Error {
+    move |error| match error {
+        Error::Shape { what, .. } if what == "outputs" => Error::Diverged {
+            step,
+            loss: f64::NAN,
+        },
+        other => other,
+    }
+}
+
 /// Means over views.
 pub(super) fn means(views: &[(String, f64, f64)]) -> Vec<(&'static str, f64)> {
     let mean = |of: fn(&(String, f64, f64)) -> f64| {

@@ -11,7 +11,7 @@ use densely_train::optim::GroupRule;
 use densely_train::training::Task;
 use tch::Tensor;
 
-use super::evaluate::{judge_views, means};
+use super::evaluate::{diverged_at, judge_views, means};
 use super::field::{Described, Pipeline, bytes_of};
 use super::grid_rules;
 use super::preview::{Preview, show};
@@ -152,16 +152,14 @@ impl Task for SceneTask<'_> {
 
     fn judge(&self, steps: u64) -> Result<(f64, Vec<(&'static str, f64)>)> {
         // Chosen by what is trained on: views that are held out are for the end.
-        let mut scores = self.means(&self.parts.train, self.train.judge_limit)?;
+        let mut scores = self
+            .means(&self.parts.train, self.train.judge_limit)
+            .map_err(diverged_at(steps))?;
         let psnr = scores.first().map_or(f64::NAN, |(_, psnr)| *psnr);
-        if !psnr.is_finite() {
-            return Err(Error::Diverged {
-                step: steps,
-                loss: psnr,
-            });
-        }
         if !self.parts.test.is_empty() {
-            let held_out = self.means(&self.parts.test, self.train.judge_limit)?;
+            let held_out = self
+                .means(&self.parts.test, self.train.judge_limit)
+                .map_err(diverged_at(steps))?;
             scores.extend(held_out.first().map(|(_, psnr)| ("psnr_test", *psnr)));
         }
         Ok((psnr, scores))

@@ -10,6 +10,7 @@ use densely_train::training::Task;
 use tch::{Device, Kind, Tensor};
 
 use super::evaluate::MOST;
+use super::evaluate::diverged_at;
 use super::field::{values_of, write_picture};
 use super::preview::{Preview, show};
 use super::settings::{DataSettings, ImageSettings, TrainSettings};
@@ -287,18 +288,12 @@ impl Task for SignalTask<'_> {
                 self.train.judge_limit,
                 self.device,
             )
+            .map_err(diverged_at(steps))
         };
         let psnr = of(&self.parts.train)?.psnr();
         let mut metrics = vec![("psnr", psnr)];
         if let Some(test) = &self.parts.test {
             metrics.push(("psnr_test", of(test)?.psnr()));
-        }
-        if psnr.is_nan() {
-            // The loss of the last step was of the weights before it.
-            return Err(Error::Diverged {
-                step: steps,
-                loss: psnr,
-            });
         }
         no_better_than_nothing(steps, self.train, psnr, self.flat)?;
         Ok((psnr.min(MOST), metrics))
