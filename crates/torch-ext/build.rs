@@ -51,6 +51,7 @@ fn compile_kernels(x86: bool) {
                     "pool_kernels",
                     "ray_kernels",
                     "sine_kernels",
+                    "sparse_kernels",
                     "table_kernels",
                     "trunk_kernels",
                 ]
@@ -171,6 +172,7 @@ fn main() {
             "src/cpu/rays.cpp",
             "src/cpu/rows.cpp",
             "src/cpu/sine.cpp",
+            "src/cpu/sparse.cpp",
             "src/cpu/tables.cpp",
         ])
         .include(root.join("include"))

@@ -59,6 +59,8 @@ size_t hash_grid(size_t coords, size_t table, rust::Slice<const int64_t> numbers
 rust::Vec<size_t> sum_rows(rust::Slice<const size_t> ids, rust::Slice<const size_t> values, rust::Slice<const int64_t> limits);
 rust::Vec<size_t> distinct(size_t ids, int64_t limit);
 size_t repeat_rows(size_t rows, size_t place);
+rust::Vec<size_t> sparse_encode(size_t x, size_t weight, size_t bias, int8_t select, int64_t k, size_t bound, size_t scale, double most);
+size_t sparse_decode(size_t values, size_t offsets, size_t columns, size_t weight);
 size_t pool_block(size_t x, rust::Slice<const size_t> params, size_t kept1, size_t kept2, double eps);
 size_t pool_stage(size_t x, rust::Slice<const size_t> params, bool halves, double eps);
 bool pool_halves();

@@ -219,6 +219,26 @@ pub(crate) mod ffi {
         /// # Safety
         /// Both numbers are the addresses of live `at::Tensor`s.
         unsafe fn repeat_rows(rows: usize, place: usize) -> Result<usize>;
+        /// # Safety
+        /// Every number but `k` is 0 or the address of a live `at::Tensor`.
+        unsafe fn sparse_encode(
+            x: usize,
+            weight: usize,
+            bias: usize,
+            select: i8,
+            k: i64,
+            bound: usize,
+            scale: usize,
+            most: f64,
+        ) -> Result<Vec<usize>>;
+        /// # Safety
+        /// Every number is the address of a live `at::Tensor`.
+        unsafe fn sparse_decode(
+            values: usize,
+            offsets: usize,
+            columns: usize,
+            weight: usize,
+        ) -> Result<usize>;
 
         /// # Safety
         /// Every number of `x`, `params` and the shares is 0 or the address of a live `at::Tensor`.

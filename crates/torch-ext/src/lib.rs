@@ -26,6 +26,7 @@ pub mod profile;
 pub mod rays;
 pub mod rows;
 pub mod sine;
+pub mod sparse;
 pub mod tables;
 pub mod threads;
 mod trunk;
