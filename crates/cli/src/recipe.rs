@@ -68,6 +68,12 @@ pub(crate) struct Recipe {
     /// Options of `densely interp localize`, of the domain `interp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     localize: Option<Table>,
+    /// Options of `densely interp transcoder train`, of the domain `interp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    transcoder: Option<Table>,
+    /// Options of `densely interp transcoder compare`, of the domain `interp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    transcoder_compare: Option<Table>,
     /// Other models to run beside, in the domain's form.
     #[serde(default, skip_serializing)]
     compare: Option<Table>,
@@ -83,6 +89,10 @@ pub(crate) enum StudySection {
     Trace,
     /// `[localize]`
     Localize,
+    /// `[transcoder]`
+    Transcoder,
+    /// `[transcoder_compare]`
+    TranscoderCompare,
 }
 
 impl StudySection {
@@ -91,7 +101,14 @@ impl StudySection {
         match self {
             Self::Trace => "trace",
             Self::Localize => "localize",
+            Self::Transcoder => "transcoder",
+            Self::TranscoderCompare => "transcoder_compare",
         }
+    }
+
+    /// Whether it takes activations of a model, which may be kept.
+    pub(crate) const fn has_activations(self) -> bool {
+        matches!(self, Self::Transcoder | Self::TranscoderCompare)
     }
 }
 
@@ -263,6 +280,18 @@ impl Recipe {
                 Some("restoration") => &["train.epoch_squares=16", "data.test_limit=2"],
                 Some("fields") => &["train.epoch_steps=2"],
                 Some(INTERP) if table.contains_key("trace") => &["trace.limit=3"],
+                Some(INTERP) if table.contains_key("transcoder") => &[
+                    "transcoder.tokens=3000",
+                    "transcoder.batch=512",
+                    "transcoder.epochs=1",
+                    "transcoder.test_windows=4",
+                ],
+                Some(INTERP) if table.contains_key("transcoder_compare") => &[
+                    "transcoder_compare.tokens=3000",
+                    "transcoder_compare.batch=512",
+                    "transcoder_compare.epochs=1",
+                    "transcoder_compare.test_windows=4",
+                ],
                 Some(INTERP) => &["localize.limit=3"],
                 _ => &[],
             };
@@ -298,15 +327,28 @@ impl Recipe {
         if recipe.domain != FORECAST && !recipe.forecast.is_empty() {
             return Err(recipe.no_forecast("forecast"));
         }
-        let studies = recipe.trace.is_some() || recipe.localize.is_some();
+        let studies = !recipe.studies().is_empty();
         if recipe.domain != INTERP && studies {
             let reason = format!(
                 "are for recipes of the domain {INTERP}; this one is of {}",
                 recipe.domain
             );
-            return Err(Error::config("trace and localize", reason));
+            return Err(Error::config("trace, localize and transcoder", reason));
         }
         Ok(recipe)
+    }
+
+    /// The studies that the recipe has sections of.
+    fn studies(&self) -> Vec<(StudySection, &Table)> {
+        let all = [
+            (StudySection::Trace, &self.trace),
+            (StudySection::Localize, &self.localize),
+            (StudySection::Transcoder, &self.transcoder),
+            (StudySection::TranscoderCompare, &self.transcoder_compare),
+        ];
+        all.into_iter()
+            .filter_map(|(section, options)| Some((section, options.as_ref()?)))
+            .collect()
     }
 
     /// Which study a recipe of the domain `interp` is, its options, and `[data]`.
@@ -318,13 +360,9 @@ impl Recipe {
         &self,
         path: &Path,
     ) -> Result<(StudySection, &Table, T)> {
-        let section = match (&self.trace, &self.localize) {
-            (Some(options), None) => (StudySection::Trace, options),
-            (None, Some(options)) => (StudySection::Localize, options),
-            _ => {
-                let reason = "a recipe of the domain interp must have `[trace]` or `[localize]`, and not both";
-                return Err(Error::corrupt(path, reason));
-            }
+        let [section] = self.studies()[..] else {
+            let reason = "a recipe of the domain interp must have one of `[trace]`, `[localize]`, `[transcoder]` and `[transcoder_compare]`";
+            return Err(Error::corrupt(path, reason));
         };
         if !self.model.is_empty() || !self.train.is_empty() || self.compare.is_some() {
             let reason = "`[model]`, `[train]` and `[compare]` are not for recipes of the domain interp: nothing is trained, and the model is a path in `[data]`";

@@ -1,9 +1,12 @@
 //! `densely interp`: where a language model keeps what it knows, and changing it.
 
+mod circuit;
 mod edit;
+mod greater_than;
 pub(super) mod localize;
 mod recall;
 pub(super) mod trace;
+pub(in crate::commands) mod transcoder;
 
 use std::path::Path;
 
@@ -26,6 +29,13 @@ pub(crate) enum Command {
     Edit(Box<edit::EditArguments>),
     /// Ask whether the places that tracing finds are those where editing works.
     Localize(Box<localize::Localize>),
+    /// Write what layers do as sums of few features: transcoders and sparse autoencoders.
+    #[command(subcommand)]
+    Transcoder(transcoder::Command),
+    /// Trace which features and heads lead from a prompt to its next token, through transcoders.
+    Circuit(Box<circuit::Circuit>),
+    /// Measure how a model knows that a later year comes behind an earlier one, itself and through transcoders.
+    GreaterThan(greater_than::GreaterThan),
 }
 
 pub(crate) fn run(command: &Command, common: &Common) -> Result<()> {
@@ -34,6 +44,9 @@ pub(crate) fn run(command: &Command, common: &Common) -> Result<()> {
         Command::Recall(arguments) => recall::run(arguments, common),
         Command::Edit(arguments) => edit::run(arguments, common),
         Command::Localize(arguments) => localize::run(arguments, common),
+        Command::Transcoder(command) => transcoder::run(command, common),
+        Command::Circuit(arguments) => circuit::run(arguments, common),
+        Command::GreaterThan(arguments) => greater_than::run(arguments, common),
     }
 }
 

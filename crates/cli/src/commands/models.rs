@@ -22,6 +22,7 @@ pub(crate) fn all() -> Vec<Preset> {
         densely_vision::PRESETS,
         densely_fields::PRESETS,
         densely_lm::PRESETS,
+        densely_interp::PRESETS,
     ]
     .concat()
 }

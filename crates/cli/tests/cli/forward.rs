@@ -73,7 +73,7 @@ fn outputs_and_gradients_go_through_files() {
     );
     let list: serde_json::Value =
         serde_json::from_str(&stdout(&bench.densely(&["models", "--json"]).success())).unwrap();
-    assert_eq!(list.as_array().unwrap().len(), 75);
+    assert_eq!(list.as_array().unwrap().len(), 79);
     assert_eq!(list[0]["inputs"][0]["name"], "x_num");
 }
 

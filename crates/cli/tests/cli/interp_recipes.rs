@@ -85,7 +85,10 @@ fn recipes_that_do_not_fit_are_told_why() {
         }
     };
     says(&recipe(""), &["[trace]", "[localize]"]);
-    says(&recipe(&format!("{TRACE}{LOCALIZE}")), &["not both"]);
+    says(
+        &recipe(&format!("{TRACE}{LOCALIZE}")),
+        &["must have one of"],
+    );
     says(
         &recipe(&format!("{TRACE}[train]\nepochs = 3\n")),
         &["nothing is trained"],
@@ -106,4 +109,52 @@ fn recipes_that_do_not_fit_are_told_why() {
         "datasets = [\"smollm2\"]\nmodel = \"smollm2/no.gguf\"",
     );
     says(&missing, &["no.gguf", "cargo xtask data get smollm2"]);
+}
+
+const TRANSCODER: &str =
+    "features = 40\nk = 4\ncontext = 16\nbatch = 256\nbuffer = 1024\nlayer = 1\ntest_windows = 6\n";
+
+/// A recipe of dictionaries on the tiny model.
+fn dictionaries(bench: &Bench, section: &str) -> String {
+    bench.write(
+        "words.txt",
+        &"The bridge stands over the river, and the tower beside it.\n".repeat(60),
+    );
+    bench.write(
+        "others.txt",
+        &"A river runs below the tower and a bridge.\n".repeat(10),
+    );
+    format!(
+        "name = \"study\"\ntitle = \"A study\"\ndomain = \"interp\"\nseeds = [1]\n\
+         [data]\nmodel = \"tiny\"\ntexts = [\"words.txt\"]\ntest_texts = [\"others.txt\"]\n{section}"
+    )
+}
+
+#[test]
+fn a_transcoder_is_a_study() {
+    let bench = taught();
+    let text = dictionaries(&bench, &format!("[transcoder]\n{TRANSCODER}"));
+    let found = run(&bench, &text, &[]);
+    let value = |name: &str| {
+        found["metrics"][name]["seeds"][0]["value"]
+            .as_f64()
+            .unwrap()
+    };
+    assert!(value("l0") > 0.0 && value("l0") <= 4.0, "{found}");
+    assert!(value("ce_clean") > 0.0, "{found}");
+    // The activations were for this study alone.
+    assert!(!bench.path("runs/study/seed-1/activations").exists());
+    let ks = TRANSCODER.replace("k = 4", "ks = [2, 6]");
+    let text = dictionaries(&bench, &format!("[transcoder_compare]\n{ks}"));
+    let found = run(&bench, &text, &["--out", "runs/compare"]);
+    let metrics = found["metrics"].as_object().unwrap();
+    for name in ["autoencoder.2.ce", "transcoder.6.l0"] {
+        assert!(metrics.contains_key(name), "{name}: {found}");
+    }
+    assert!(
+        found["report"]
+            .as_str()
+            .unwrap()
+            .contains("| transcoder | 6 |")
+    );
 }

@@ -1,5 +1,6 @@
 //! `densely interp`: a tiny model's facts traced and edited.
 
+mod dictionaries;
 mod edits;
 
 use super::{Bench, stderr, stdout};

@@ -18,6 +18,7 @@ use densely_lm::{Lm, Run, Tokenizer};
 use tch::{Device, Kind, Tensor};
 
 use super::double;
+use crate::corpus::piece;
 use crate::print::{Fnv, below};
 
 /// A second moment of one layer, or the identity in its place.
@@ -381,18 +382,6 @@ impl Windows {
         }
         format!("{} tokens, {hash}", self.count())
     }
-}
-
-/// The first part of a text: whole lines, of 64 KB or a line more.
-fn piece(text: &str) -> &str {
-    const BYTES: usize = 64 << 10;
-    if text.len() <= BYTES {
-        return text;
-    }
-    let bytes = text.as_bytes();
-    let end = bytes.iter().skip(BYTES).position(|byte| *byte == b'\n');
-    let end = end.map_or(text.len(), |more| BYTES + more + 1);
-    text.get(..end).unwrap_or(text)
 }
 
 /// The file of a layer in a folder of moments.

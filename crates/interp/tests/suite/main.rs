@@ -4,8 +4,12 @@
     reason = "what is set, chosen or read back is exactly what it was"
 )]
 
+mod circuit;
+mod contract;
+mod dictionaries;
 mod edit;
 mod facts;
+mod fitting;
 mod goldens;
 mod localize;
 mod noise;

@@ -1,4 +1,4 @@
-//! Recipes of the domain `interp`: `densely interp trace` or `localize` over a list of facts, with the options that the recipe writes out.
+//! Recipes of the domain `interp`: `densely interp trace` or `localize` over a list of facts, or `densely interp transcoder` over texts, with the options that the recipe writes out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -16,6 +16,8 @@ use super::{Arguments, over_seeds};
 use crate::Common;
 use crate::commands::interp::localize::{self, Localize};
 use crate::commands::interp::trace::{self, Trace};
+use crate::commands::interp::transcoder::compare::{self, Compare};
+use crate::commands::interp::transcoder::train::{self, Train};
 use crate::recipe::{Recipe, StudySection};
 
 /// `[data]`: paths in the folder that `--data-dir` names.
@@ -25,7 +27,14 @@ pub(crate) struct StudyData {
     /// Folder or GGUF file of the language model.
     model: String,
     /// List of facts.
-    facts: String,
+    #[serde(default)]
+    facts: Option<String>,
+    /// Texts to train dictionaries on.
+    #[serde(default)]
+    texts: Vec<String>,
+    /// Texts to judge them by.
+    #[serde(default)]
+    test_texts: Vec<String>,
     /// Text on which second moments of keys are measured.
     #[serde(default)]
     moments_text: Option<String>,
@@ -74,12 +83,26 @@ pub(super) fn run(arguments: &Arguments, recipe: &Recipe, common: &Common) -> Re
             folder: &folder,
             moments: &out.join("moments"),
         };
-        let words = words(options, &data, &place, resume);
+        let mut words = words(options, &data, &place, resume);
+        // Activations are taken once, and are of no use behind the study.
+        let store = folder.join("activations");
+        if section.has_activations() {
+            let mut word = OsString::from("--store=");
+            word.push(&store);
+            words.push(word);
+        }
         let found = match section {
             StudySection::Trace => trace::study(&parse::<Trace>(section, words)?, &own),
             StudySection::Localize => localize::study(&parse::<Localize>(section, words)?, &own),
+            StudySection::Transcoder => train::study(&parse::<Train>(section, words)?, &own),
+            StudySection::TranscoderCompare => {
+                compare::study(&parse::<Compare>(section, words)?, &own)
+            }
         };
         all.push((*seed, found.map_err(|error| recipe.explain(error))?));
+        if store.is_dir() {
+            std::fs::remove_dir_all(&store).map_err(Error::io(&store))?;
+        }
     }
     report(recipe, &all, begun.elapsed().as_secs_f64(), common)
 }
@@ -101,7 +124,14 @@ fn words(options: &Table, data: &StudyData, place: &Place, resume: bool) -> Vec<
         word.push(value);
         words.push(word);
     };
-    option("facts", place.data.join(&data.facts).into_os_string());
+    if let Some(facts) = &data.facts {
+        option("facts", place.data.join(facts).into_os_string());
+    }
+    for (name, texts) in [("text", &data.texts), ("test-text", &data.test_texts)] {
+        for text in texts {
+            option(name, place.data.join(text).into_os_string());
+        }
+    }
     option("out", place.folder.as_os_str().to_owned());
     if let Some(text) = &data.moments_text {
         option("moments-text", place.data.join(text).into_os_string());

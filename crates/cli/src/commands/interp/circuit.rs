@@ -1,0 +1,418 @@
+//! `densely interp circuit`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use densely_core::{Error, Result};
+use densely_interp::activations::layer_of;
+use densely_interp::circuit::export::{GraphFile, Labels};
+use densely_interp::circuit::page::{Effect, FeatureDetail, Page};
+use densely_interp::circuit::{
+    Completeness, Component, Graph, GraphOptions, Local, Node, Path, PathOptions, Replacement,
+    TokenEffects, Transcoder, greedy_paths,
+};
+use densely_interp::corpus::{Corpus, CorpusOptions, Documents};
+use densely_interp::dictionary::examples::{Example, Survey, Surveyed};
+use densely_interp::dictionary::folder::Opened as OpenedDictionary;
+use densely_lm::{Opened, Tokenizer};
+use serde_json::{Value, json};
+
+use super::model_name;
+use super::transcoder::{open_dictionary, windows_bar};
+use crate::Common;
+use crate::commands::lm::Source;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: densely interp circuit gpt2 --dictionary mlp0,mlp1,mlp2 --prompt \"The capital of France is\" --text wiki.txt --out circuits\n\
+                  Writes for each prompt <name>.html, a page that opens without a server, and <name>.json, a graph file of circuit-tracer. A layer without a transcoder is one error."
+)]
+pub(crate) struct Circuit {
+    #[command(flatten)]
+    source: Source,
+    /// Transcoders, of a layer each.
+    #[arg(long, required = true, value_name = "DIR", value_delimiter = ',')]
+    dictionary: Vec<PathBuf>,
+    /// Text of a prompt; may be given several times.
+    #[arg(long, required = true, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// Text in which features' top examples are looked for.
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    text: Vec<PathBuf>,
+    /// Windows of it, at most.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    windows: usize,
+    /// Feature nodes of a graph, at most: the most influential ones.
+    #[arg(long, default_value_t = 7500, value_name = "N")]
+    features: usize,
+    /// Logits of a graph, at most.
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    logits: usize,
+    /// Share of probability that they are to cover.
+    #[arg(long, default_value_t = 0.95)]
+    probability: f64,
+    /// Share of influence that nodes are kept for.
+    #[arg(long, default_value_t = 0.8)]
+    nodes: f64,
+    /// Share of influence that edges are kept for.
+    #[arg(long, default_value_t = 0.98)]
+    edges: f64,
+    /// Print the so many best paths into the likeliest logit, too.
+    #[arg(long, value_name = "N")]
+    paths: Option<usize>,
+    /// Steps of a path, at most.
+    #[arg(long, default_value_t = 3, value_name = "N", requires = "paths")]
+    steps: usize,
+    /// Do not begin prompts with the token that begins a text.
+    #[arg(long)]
+    no_bos: bool,
+    /// Folder for what is found.
+    #[arg(long, value_name = "DIR", default_value = "runs/circuits")]
+    out: PathBuf,
+}
+
+/// Transcoders, with the points that they stand between.
+pub(super) struct Transcoders {
+    all: Vec<(OpenedDictionary, String, String)>,
+}
+
+impl Transcoders {
+    pub(super) fn open(paths: &[PathBuf], opened: &Opened, common: &Common) -> Result<Self> {
+        let all = paths
+            .iter()
+            .map(|path| open_dictionary(path, None, None, common))
+            .collect::<Result<Vec<_>>>()?;
+        let mut layers = BTreeSet::new();
+        for ((_, _, write), path) in all.iter().zip(paths) {
+            if !layers.insert(layer_of(&opened.model, write)?) {
+                let reason = format!("{} is a second one of its layer", path.display());
+                return Err(Error::config("--dictionary", reason));
+            }
+        }
+        Ok(Self { all })
+    }
+
+    /// The model with them in its MLPs' place.
+    pub(super) fn replacement<'a>(&'a self, opened: &'a Opened) -> Result<Replacement<'a>> {
+        let mut layers: Vec<Option<Transcoder>> =
+            (0..opened.model.config().n_layers).map(|_| None).collect();
+        for (dictionary, read, write) in &self.all {
+            let layer = layer_of(&opened.model, write)?;
+            if let Some(slot) = layers.get_mut(layer) {
+                *slot = Some(Transcoder::new(&dictionary.dictionary, read, write)?);
+            }
+        }
+        Replacement::new(&opened.model, layers)
+    }
+}
+
+/// A prompt as the model reads it, with the token that begins a text before it.
+pub(super) fn tokens(tokenizer: &Tokenizer, prompt: &str, bos: bool) -> Result<Vec<i64>> {
+    let start = tokenizer.bos().filter(|_| bos);
+    let ids: Vec<i64> = start
+        .into_iter()
+        .chain(tokenizer.encode_plain(prompt)?)
+        .collect();
+    if ids.len() < 2 {
+        let reason = format!("`{prompt}` has too few tokens");
+        return Err(Error::config("--prompt", reason));
+    }
+    Ok(ids)
+}
+
+pub(super) fn run(arguments: &Circuit, common: &Common) -> Result<()> {
+    let opened = arguments.source.open(common)?;
+    let transcoders = Transcoders::open(&arguments.dictionary, &opened, common)?;
+    let replacement = transcoders.replacement(&opened)?;
+    let surveys = surveys(arguments, &opened, &transcoders, common)?;
+    std::fs::create_dir_all(&arguments.out).map_err(Error::io(&arguments.out))?;
+    let mut names = BTreeMap::<String, usize>::new();
+    let mut whole = Vec::new();
+    for prompt in &arguments.prompt {
+        let base = slug(prompt);
+        let count = names.entry(base.clone()).or_default();
+        *count += 1;
+        let name = if *count == 1 {
+            base
+        } else {
+            format!("{base}-{count}")
+        };
+        let ids = tokens(&opened.tokenizer, prompt, !arguments.no_bos)?;
+        let local = Local::new(&replacement, &ids)?;
+        let made = one(arguments, &opened, &replacement, &local, &surveys, &name)?;
+        if !common.json {
+            println!("{}", made.words);
+        }
+        whole.push(made.json);
+    }
+    if common.json {
+        println!("{}", json!(whole));
+    }
+    Ok(())
+}
+
+/// Where features fire most, by layer.
+struct Surveys<'a> {
+    corpus: Option<Corpus>,
+    by_layer: BTreeMap<usize, (Survey, &'a OpenedDictionary, &'a str)>,
+}
+
+fn surveys<'a>(
+    arguments: &Circuit,
+    opened: &Opened,
+    transcoders: &'a Transcoders,
+    common: &Common,
+) -> Result<Surveys<'a>> {
+    let mut found = Surveys {
+        corpus: None,
+        by_layer: BTreeMap::new(),
+    };
+    if arguments.text.is_empty() {
+        tracing::warn!("without --text pages show no examples of features");
+        return Ok(found);
+    }
+    let options = CorpusOptions {
+        context: CorpusOptions::default()
+            .context
+            .min(opened.model.config().n_ctx as usize),
+        ..CorpusOptions::default()
+    };
+    let documents = Documents::read(&arguments.text, &opened.tokenizer, &options)?;
+    let corpus = documents
+        .windows(&opened.tokenizer, &options)?
+        .first(arguments.windows);
+    for (dictionary, read, write) in &transcoders.all {
+        let layer = layer_of(&opened.model, write)?;
+        tracing::info!("layer {layer}: looking for its features' top examples");
+        let surveyed = Surveyed {
+            model: &opened.model,
+            dictionary: &dictionary.dictionary,
+            read,
+            corpus: &corpus,
+        };
+        let mut bar = windows_bar(common.quiet);
+        let survey = Survey::new(&surveyed, 5, &mut bar)?;
+        found.by_layer.insert(layer, (survey, dictionary, read));
+    }
+    found.corpus = Some(corpus);
+    Ok(found)
+}
+
+impl Surveys<'_> {
+    /// Top examples of features of a layer.
+    fn examples(
+        &self,
+        opened: &Opened,
+        layer: usize,
+        features: &[usize],
+    ) -> Result<BTreeMap<usize, Vec<Example>>> {
+        let (Some(corpus), Some((survey, dictionary, read))) =
+            (&self.corpus, self.by_layer.get(&layer))
+        else {
+            return Ok(BTreeMap::new());
+        };
+        let surveyed = Surveyed {
+            model: &opened.model,
+            dictionary: &dictionary.dictionary,
+            read,
+            corpus,
+        };
+        survey.examples(&surveyed, &opened.tokenizer, features, 12)
+    }
+}
+
+/// A name for files: letters and digits of a prompt.
+fn slug(prompt: &str) -> String {
+    let words: Vec<String> = prompt
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .collect();
+    let whole: String = words.join("-").chars().take(60).collect();
+    if whole.is_empty() {
+        "prompt".to_owned()
+    } else {
+        whole
+    }
+}
+
+/// What was made of a prompt.
+struct Made {
+    words: String,
+    json: Value,
+}
+
+fn one(
+    arguments: &Circuit,
+    opened: &Opened,
+    replacement: &Replacement,
+    local: &Local,
+    surveys: &Surveys,
+    name: &str,
+) -> Result<Made> {
+    let tokenizer = &opened.tokenizer;
+    let options = GraphOptions {
+        features: arguments.features,
+        logits: arguments.logits,
+        logit_probability: arguments.probability,
+        ..GraphOptions::default()
+    };
+    let memory = local.memory(&options)?;
+    tracing::info!(
+        "{name}: {} active features; the graph takes {:.0} MB",
+        memory.active,
+        memory.total() as f64 / 1e6
+    );
+    let graph = Graph::new(local, &options)?;
+    let complete = graph
+        .completeness()?
+        .iter()
+        .map(Completeness::relative)
+        .fold(0.0, f64::max);
+    let scores = graph.scores()?;
+    let pruned = graph.prune(arguments.nodes, arguments.edges)?;
+    let piece = |id: &i64| tokenizer.piece(*id);
+    let logits = graph.nodes.iter().filter_map(|node| match node {
+        Node::Logit { id, .. } => Some(*id),
+        _ => None,
+    });
+    let logits: Vec<i64> = logits.collect();
+    let model = model_name(arguments.source.path());
+    let labels = Labels {
+        slug: name.to_owned(),
+        scan: model.clone(),
+        transcoders: arguments
+            .dictionary
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect(),
+        tokens: local.ids().iter().map(piece).collect::<Result<_>>()?,
+        logits: logits.iter().map(piece).collect::<Result<_>>()?,
+        node_share: Some(arguments.nodes),
+    };
+    let file = GraphFile::new(&graph, &pruned, &labels)?;
+    file.write_into(&arguments.out)?;
+    let details = details(opened, replacement, surveys, &graph, &pruned.nodes)?;
+    let (nodes, links) = (file.nodes.len(), file.links.len());
+    let page = Page {
+        title: labels.tokens.concat(),
+        source: format!("{model}, {} transcoders", arguments.dictionary.len()),
+        graph: file,
+        features: details,
+    };
+    let path = arguments.out.join(format!("{name}.html"));
+    page.write(&path)?;
+    let mut words = format!(
+        "{name}: {nodes} nodes and {links} edges are left of {} and {}; every node's inputs and bias sum to its value within {complete:.1e} of the largest; replacement score {:.3}, completeness score {:.3}\n  {}",
+        graph.nodes.len(),
+        graph.rows.numel(),
+        scores.replacement,
+        scores.completeness,
+        path.display()
+    );
+    let paths = match (arguments.paths, logits.first()) {
+        (Some(count), Some(logit)) => best_paths(opened, local, *logit, count, arguments.steps)?,
+        _ => Vec::new(),
+    };
+    for (path, value) in &paths {
+        let _ = write!(words, "\n  {value:+9.4}  {path}");
+    }
+    let json = json!({
+        "name": name, "tokens": labels.tokens, "logits": labels.logits, "nodes": nodes, "links": links, "active": memory.active,
+        "completeness": complete, "replacement_score": scores.replacement, "completeness_score": scores.completeness,
+        "page": path, "graph": arguments.out.join(format!("{name}.json")),
+        "paths": paths.iter().map(|(path, value)| json!({ "path": path, "contribution": value })).collect::<Vec<_>>(),
+    });
+    Ok(Made { words, json })
+}
+
+/// What is known of the features that are left.
+fn details(
+    opened: &Opened,
+    replacement: &Replacement,
+    surveys: &Surveys,
+    graph: &Graph,
+    kept: &tch::Tensor,
+) -> Result<Vec<FeatureDetail>> {
+    let kept = Vec::<bool>::try_from(&kept.to_kind(tch::Kind::Bool))?;
+    let mut wanted = BTreeMap::<usize, BTreeSet<usize>>::new();
+    for (node, _) in graph.nodes.iter().zip(kept).filter(|(_, kept)| *kept) {
+        if let Node::Feature { layer, feature, .. } = node {
+            wanted.entry(*layer).or_default().insert(*feature as usize);
+        }
+    }
+    let effects = |side: &[(i64, f64)]| -> Result<Vec<Effect>> {
+        side.iter()
+            .map(|(id, value)| {
+                Ok(Effect {
+                    token: opened.tokenizer.piece(*id)?,
+                    value: *value,
+                })
+            })
+            .collect()
+    };
+    let mut found = Vec::new();
+    for (layer, features) in wanted {
+        let features: Vec<usize> = features.into_iter().collect();
+        let mut examples = surveys.examples(opened, layer, &features)?;
+        for feature in features {
+            let index = feature as i64;
+            let TokenEffects { top, bottom } =
+                replacement.logit_effects(&replacement.writing(layer, index)?, 8)?;
+            let reading = replacement.deembed(&replacement.reading(layer, index)?, 8)?;
+            found.push(FeatureDetail {
+                layer,
+                feature: index,
+                label: String::new(),
+                examples: examples.remove(&feature).unwrap_or_default(),
+                top_logits: effects(&top)?,
+                bottom_logits: effects(&bottom)?,
+                embeddings: effects(&reading.top)?,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// The best paths into a logit, of all lengths.
+fn best_paths(
+    opened: &Opened,
+    local: &Local,
+    logit: i64,
+    count: usize,
+    steps: usize,
+) -> Result<Vec<(String, f64)>> {
+    let root = local.logit(local.ids().len() - 1, &[(logit, 1.0)])?;
+    let options = PathOptions {
+        iterations: steps,
+        branches: count,
+        ..PathOptions::default()
+    };
+    let name = opened.tokenizer.piece(logit)?;
+    let mut all: Vec<(String, f64)> = greedy_paths(local, &root, None, &options)?
+        .into_iter()
+        .flatten()
+        .filter(|path| path.steps.len() > 1)
+        .map(|path| (path_words(&path, &name), path.contribution()))
+        .collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1));
+    all.truncate(count);
+    Ok(all)
+}
+
+/// A path from its root down.
+pub(super) fn path_words(path: &Path, root: &str) -> String {
+    let step = |step: &densely_interp::circuit::Step| match step.component {
+        None => format!("{root:?}"),
+        Some(Component::Feature { layer, feature }) => {
+            format!("mlp{layer} feature {feature} at {}", step.token)
+        }
+        Some(Component::Head { layer, head, .. }) => {
+            format!("attn{layer} head {head} from {}", step.token)
+        }
+        Some(other) => format!("{other} at {}", step.token),
+    };
+    let steps: Vec<String> = path.steps.iter().map(step).collect();
+    steps.join(" ← ")
+}

@@ -1,0 +1,163 @@
+//! `densely interp greater-than`: how a model with two-digit tokens says that a later year comes behind an earlier one.
+
+use std::path::PathBuf;
+
+use densely_core::{Error, Result};
+use densely_interp::circuit::{Local, PathOptions, Place, Sublayer, greedy_paths};
+use densely_interp::dictionary::evaluate::{InPlace, replaced_run};
+use densely_lm::process::{Processing, process};
+use densely_lm::{Opened, Run};
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use super::circuit::{Transcoders, path_words};
+use super::transcoder::open_dictionary;
+use crate::Common;
+use crate::commands::lm::Source;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: densely interp greater-than gpt2 --dictionary transcoders/8,transcoders/9,transcoders/10 --processed\n\
+                  Prompts are \"The war lasted from 17YY to 17\", YY from 02 to 98. The published transcoders of GPT-2 small want --processed."
+)]
+pub(crate) struct GreaterThan {
+    #[command(flatten)]
+    source: Source,
+    /// Transcoders, of a layer each; each stands in its MLP's place alone for the second figure.
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    dictionary: Vec<PathBuf>,
+    /// Fold norms, centre what is written and the unembedding, as the released transcoders were trained.
+    #[arg(long)]
+    processed: bool,
+    /// Paths to print, of the prompt with 35.
+    #[arg(long, default_value_t = 15, value_name = "N")]
+    paths: usize,
+}
+
+/// The tokens of "00" to "99".
+fn digits(opened: &Opened) -> Result<Vec<i64>> {
+    (0..100)
+        .map(|number| {
+            let text = format!("{number:02}");
+            match opened.tokenizer.encode_plain(&text)?[..] {
+                [id] => Ok(id),
+                _ => Err(Error::Unsupported {
+                    what: format!("a tokeniser without a token for `{text}`"),
+                    hint: "the study is of models whose years are two tokens, such as GPT-2"
+                        .to_owned(),
+                }),
+            }
+        })
+        .collect()
+}
+
+/// P(later) - P(not later) among the 100 two-digit tokens, of each prompt.
+fn metric(logits: &Tensor, digits: &[i64], year: i64) -> Result<f64> {
+    let ids = Tensor::from_slice(digits).to_device(logits.device());
+    let chances = logits.f_index_select(0, &ids)?.f_softmax(0, Kind::Double)?;
+    let later = chances
+        .f_narrow(0, year + 1, 99 - year)?
+        .f_sum(Kind::Double)?
+        .f_double_value(&[])?;
+    Ok(2.0 * later - 1.0)
+}
+
+/// A prompt's tokens, or none where its year is not two tokens.
+fn prompt(opened: &Opened, year: i64) -> Result<Vec<i64>> {
+    let text = format!("The war lasted from 17{year:02} to 17");
+    Ok(opened
+        .tokenizer
+        .bos()
+        .into_iter()
+        .chain(opened.tokenizer.encode_plain(&text)?)
+        .collect())
+}
+
+pub(super) fn run(arguments: &GreaterThan, common: &Common) -> Result<()> {
+    let mut opened = arguments.source.open(common)?;
+    if arguments.processed {
+        let what = Processing::transformer_lens(opened.model.config());
+        opened.model = process(&opened.model, &what)?;
+    }
+    let digits = digits(&opened)?;
+    let years: Vec<i64> = (2..=98).collect();
+    let mean = |place: Option<&InPlace>| -> Result<f64> {
+        let mut sum = 0.0;
+        for year in &years {
+            let ids = Tensor::from_slice(&prompt(&opened, *year)?)
+                .f_unsqueeze(0)?
+                .f_to_device(opened.model.device())?;
+            let logits = tch::no_grad(|| match place {
+                Some(place) => replaced_run(&opened.model, &ids, &[*place]),
+                None => opened.model.run(&ids, &mut Run::new().last_only()),
+            })?;
+            let last = logits.f_select(1, logits.size()[1] - 1)?.f_select(0, 0)?;
+            sum += metric(&last, &digits, *year)?;
+        }
+        Ok(sum / years.len() as f64)
+    };
+    let original = mean(None)?;
+    let mut replaced = Vec::new();
+    for path in &arguments.dictionary {
+        let (dictionary, read, write) = open_dictionary(path, None, None, common)?;
+        let place = InPlace {
+            dictionary: &dictionary.dictionary,
+            read: &read,
+            write: &write,
+        };
+        replaced.push((write.clone(), mean(Some(&place))?));
+    }
+    let mut paths = Vec::new();
+    if !arguments.dictionary.is_empty() {
+        let transcoders = Transcoders::open(&arguments.dictionary, &opened, common)?;
+        let replacement = transcoders.replacement(&opened)?;
+        let ids = prompt(&opened, 35)?;
+        let local = Local::new(&replacement, &ids)?;
+        let unembedding = opened.model.w_u()?;
+        let of = |number: usize| {
+            let id = digits.get(number).copied().unwrap_or(0);
+            unembedding.f_select(1, id)
+        };
+        let place = Place {
+            layer: opened.model.config().n_layers - 1,
+            sublayer: Sublayer::Post,
+            token: ids.len() - 1,
+        };
+        let root = local.residual(place, &of(40)?.f_sub(&of(20)?)?)?;
+        let options = PathOptions {
+            iterations: 3,
+            branches: arguments.paths,
+            ..PathOptions::default()
+        };
+        for path in greedy_paths(&local, &root, None, &options)?
+            .into_iter()
+            .flatten()
+        {
+            if path.steps.len() > 1 {
+                paths.push((path_words(&path, "40 less 20"), path.contribution()));
+            }
+        }
+        paths.sort_by(|a, b| b.1.total_cmp(&a.1));
+        paths.truncate(arguments.paths);
+    }
+    if common.json {
+        let whole = json!({
+            "original": original,
+            "replaced": replaced.iter().map(|(write, value)| json!({ "write": write, "value": value })).collect::<Vec<_>>(),
+            "paths": paths.iter().map(|(path, value)| json!({ "path": path, "contribution": value })).collect::<Vec<_>>(),
+        });
+        println!("{whole}");
+        return Ok(());
+    }
+    println!(
+        "P(later) - P(not later), mean over {} years: {original:.5} of the model",
+        years.len()
+    );
+    for (write, value) in &replaced {
+        println!("  {value:.5} with a transcoder for {write}");
+    }
+    for (path, value) in &paths {
+        println!("  {value:+9.4}  {path}");
+    }
+    Ok(())
+}
