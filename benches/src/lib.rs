@@ -3,6 +3,7 @@
 //! Run with `cargo xtask bench`; the same work in Python is in `benches/peers`.
 
 mod fields;
+mod interp;
 mod lm;
 mod recsys;
 mod tabular;
@@ -156,10 +157,12 @@ pub fn workloads() -> impl Iterator<Item = &'static dyn Workload> {
     let rendering = std::iter::once(&fields::RENDERING as &dyn Workload);
     let fields = fields.chain(rendering);
     let lm = lm::WORKLOADS.iter().map(|w| w as &dyn Workload);
+    let interp = interp::WORKLOADS.iter().map(|w| w as &dyn Workload);
     tabular
         .chain(timeseries)
         .chain(recsys)
         .chain(vision)
         .chain(fields)
         .chain(lm)
+        .chain(interp)
 }

@@ -75,7 +75,7 @@ pub(crate) static WORKLOADS: [Language; 5] = [
 ];
 
 /// Draws all parameters anew, in the order of their names.
-fn draw(store: &VarStore) -> Result<()> {
+pub(crate) fn draw(store: &VarStore) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
     seeded(0, || {
         for (name, mut xs) in weights::named(store) {
@@ -176,7 +176,7 @@ impl Workload for Language {
 }
 
 /// The matrices of a layer, met by `m` rows.
-fn layer(config: &LmConfig, m: i64) -> Vec<[i64; 4]> {
+pub(crate) fn layer(config: &LmConfig, m: i64) -> Vec<[i64; 4]> {
     let (d, queries) = (config.d_model, config.n_heads * config.d_head);
     let keys = config.n_kv_heads * config.d_head;
     let mut products = if config.gated() {
