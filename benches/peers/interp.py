@@ -4,8 +4,8 @@ benches/src/interp.rs.
     python benches/peers/interp.py WORKLOAD PHASE BATCH DTYPE DEVICE PEER
 
 PEER is `eager` or `compiled`. A step is what the package's trainer does in one: forward, backward, clipping (sae_lens), Adam, counts of what fired. The
-packages' steps choose features by indices, which `torch.compile` breaks its graph at; in the place of the compiled column stands sae_lens with its sparse
-activations (`sae-topk`), or the eager step again. The layers are compiled.
+packages' steps choose features by indices, which `torch.compile` breaks its graph at, and their trainers do not compile them: in the place of the compiled
+column stands the eager step again. (sae_lens' sparse activations fail in its own count of what fired, which the CPU cannot cast.) The layers are compiled.
 """
 
 import os
@@ -33,13 +33,13 @@ def draw(model: torch.nn.Module, less: float = 0.0) -> None:
 class Lens:
     """A step of sae_lens' trainer."""
 
-    def __init__(self, name: str, rows: int, device: str, sparse: bool) -> None:
+    def __init__(self, name: str, rows: int, device: str) -> None:
         from sae_lens import saes
 
         self.device = device
         sizes = {"d_in": WIDTH, "d_sae": FEATURES, "device": device}
         if name == "sae-topk":
-            self.model = saes.TopKTrainingSAE(saes.TopKTrainingSAEConfig(**sizes, k=32, use_sparse_activations=sparse))
+            self.model = saes.TopKTrainingSAE(saes.TopKTrainingSAEConfig(**sizes, k=32))
             draw(self.model)
             self.coefficients = {}
         else:
@@ -174,5 +174,5 @@ if __name__ == "__main__":
     elif name == "skip-transcoder":
         bench = Sparsify(int(batch), device)
     else:
-        bench = Lens(name, int(batch), device, peer == "compiled")
+        bench = Lens(name, int(batch), device)
     side.run(bench, phase)

@@ -233,7 +233,7 @@ SHA-256, the percentiles of single repetitions and the threads are in benchmarks
 | `gpt2`, `smollm2` | random weights, texts of 128 tokens, logits of all positions | package `transformers` |
 | `gpt2-cache`, `…-some` | the same, keeping every hook point, or two of each layer; cannot be compiled, so both columns are eager | package `transformer_lens` |
 | `trace-smollm2` | causal tracing of blocks: 9 tokens × 30 layers, 10 corrupted runs | the released algorithm with hooks on `transformers`, eager in both columns; 9 cells are timed and count for 270 |
-| `sae-relu`, `sae-topk` | a training step of an autoencoder, 576 values and 9,216 features: L1 with one feature in a hundred active, or the 32 largest | package `sae_lens`, eager; the second column with its sparse activations where it has them |
+| `sae-relu`, `sae-topk` | a training step of an autoencoder, 576 values and 9,216 features: L1 with one feature in a hundred active, or the 32 largest | package `sae_lens`, eager in both columns |
 | `skip-transcoder` | a training step of a transcoder with a linear way past its 32 largest features | package `eai-sparsify`, eager in both columns |
 | `layers-smollm2`, `…-kept` | the first nine layers on texts of 128 tokens, and what enters and leaves the last one's MLP kept | `transformers`, with hooks |
 | `render-packed` | 8,192 rays of 0 to 64 samples, colours and their gradients | `nerfacc` on dense rays |
