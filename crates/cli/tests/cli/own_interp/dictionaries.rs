@@ -304,3 +304,120 @@ fn wrong_arguments_are_told() {
     let message = failure(&bench, &train(&other));
     assert!(message.contains("activation"), "{message}");
 }
+
+/// What a page is asked by in a browser: each node is chosen, and the numbers beside it are read.
+const ASK: &str = "<script>
+const said = [], errors = [];
+window.addEventListener('error', (event) => errors.push(event.message));
+for (const node of document.querySelectorAll('g.node')) {
+  node.dispatchEvent(new MouseEvent('click'));
+  for (const button of document.querySelectorAll('#panel button')) if (button.textContent.startsWith('all ')) button.click();
+  said.push([...document.querySelectorAll('#panel .number')].map((own) => own.textContent));
+}
+const all = document.createElement('pre');
+all.id = 'said';
+all.textContent = JSON.stringify({ title: document.title, said, errors });
+document.body.append(all);
+</script></body>";
+
+/// What a real browser makes of a page: its document, and what its console said.
+fn browse(browser: &std::ffi::OsStr, page: &std::path::Path) -> (String, String) {
+    let found = std::process::Command::new(browser)
+        .args([
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--virtual-time-budget=5000",
+        ])
+        .args(["--enable-logging=stderr", "--dump-dom"])
+        .arg(format!("file://{}", page.display()))
+        .output()
+        .expect("DENSELY_BROWSER starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (text(found.stdout), text(found.stderr))
+}
+
+/// `DENSELY_BROWSER=chromium cargo test --workspace -- --ignored pages_open_in_a_browser`
+#[test]
+#[ignore = "needs a browser: DENSELY_BROWSER names chromium"]
+fn pages_open_in_a_browser_and_show_the_graphs_numbers() {
+    let browser = std::env::var_os("DENSELY_BROWSER").expect("DENSELY_BROWSER names a browser");
+    let bench = bench();
+    let rest = [
+        "--layer", "0,1", "--k", "6", "--store", "kept", "--out", "both",
+    ];
+    bench.densely(&train(&rest)).success();
+    let words = [
+        "interp",
+        "circuit",
+        "tiny",
+        "--device",
+        "cpu",
+        "--dictionary",
+        "both/blocks-0-hook_mlp_out,both/blocks-1-hook_mlp_out",
+        "--prompt",
+        "The tower stands in",
+        "--prompt",
+        "The bridge",
+        "--prompt",
+        "A river runs",
+        "--text",
+        "words.txt",
+        "--windows",
+        "4",
+        "--out",
+        "circuits",
+        "--json",
+    ];
+    let made = bench.json(&words);
+    for one in made.as_array().unwrap() {
+        let name = one["name"].as_str().unwrap();
+        let page = bench.path("circuits").join(format!("{name}.html"));
+        let text = std::fs::read_to_string(&page).unwrap();
+        let asked = bench.write("asked.html", &text.replace("</body>", ASK));
+        for path in [&page, &asked] {
+            let (_, console) = browse(&browser, path);
+            assert!(!console.contains("CONSOLE"), "{name}: {console}");
+        }
+        let (document, _) = browse(&browser, &asked);
+        let said = document
+            .split("<pre id=\"said\">")
+            .nth(1)
+            .expect("the answer");
+        let said = said.split("</pre>").next().unwrap();
+        let said: Value =
+            serde_json::from_str(&said.replace("&amp;", "&").replace("&lt;", "<")).unwrap();
+        assert_eq!(said["errors"].as_array().unwrap().len(), 0, "{said}");
+        let graph = std::fs::read_to_string(bench.path("circuits").join(format!("{name}.json")));
+        let graph: Value = serde_json::from_str(&graph.unwrap()).unwrap();
+        let nodes = graph["nodes"].as_array().unwrap();
+        let shown = said["said"].as_array().unwrap();
+        assert_eq!(shown.len(), nodes.len(), "{name}");
+        let mut numbers = 0;
+        for (node, shown) in nodes.iter().zip(shown) {
+            let side = |own: &str| {
+                let links = graph["links"].as_array().unwrap().iter();
+                let mut all: Vec<f64> = links
+                    .filter(|link| link[own] == node["node_id"])
+                    .map(|link| link["weight"].as_f64().unwrap())
+                    .collect();
+                all.sort_by(|a, b| b.abs().total_cmp(&a.abs()));
+                all
+            };
+            let expected = [side("target"), side("source")].concat();
+            let shown = shown.as_array().unwrap();
+            assert_eq!(shown.len(), expected.len(), "{name}: {}", node["node_id"]);
+            for (text, expected) in shown.iter().zip(expected) {
+                let text = text.as_str().unwrap().replace('\u{2212}', "-");
+                let value: f64 = text.parse().unwrap();
+                // Three digits are shown.
+                assert!(
+                    (value - expected).abs() <= 0.006 * expected.abs(),
+                    "{name}: {value} {expected}"
+                );
+                numbers += 1;
+            }
+        }
+        assert!(numbers > 20, "{name} shows {numbers} numbers");
+    }
+}
