@@ -84,7 +84,14 @@ impl Transcoders {
             .map(|path| open_dictionary(path, None, None, common))
             .collect::<Result<Vec<_>>>()?;
         let mut layers = BTreeSet::new();
-        for ((_, _, write), path) in all.iter().zip(paths) {
+        for ((_, read, write), path) in all.iter().zip(paths) {
+            if layer_of(&opened.model, read)? != layer_of(&opened.model, write)? {
+                let reason = format!(
+                    "{} reads `{read}` and writes `{write}`: a circuit's transcoders are of one layer each",
+                    path.display()
+                );
+                return Err(Error::config("--dictionary", reason));
+            }
             if !layers.insert(layer_of(&opened.model, write)?) {
                 let reason = format!("{} is a second one of its layer", path.display());
                 return Err(Error::config("--dictionary", reason));
@@ -127,17 +134,18 @@ pub(super) fn run(arguments: &Circuit, common: &Common) -> Result<()> {
     let replacement = transcoders.replacement(&opened)?;
     let surveys = surveys(arguments, &opened, &transcoders, common)?;
     std::fs::create_dir_all(&arguments.out).map_err(Error::io(&arguments.out))?;
-    let mut names = BTreeMap::<String, usize>::new();
+    // The list of graphs has a name of its own.
+    let mut names = BTreeSet::from(["graph-metadata".to_owned()]);
     let mut whole = Vec::new();
     for prompt in &arguments.prompt {
         let base = slug(prompt);
-        let count = names.entry(base.clone()).or_default();
-        *count += 1;
-        let name = if *count == 1 {
-            base
-        } else {
-            format!("{base}-{count}")
-        };
+        let mut name = base.clone();
+        for count in 2.. {
+            if names.insert(name.clone()) {
+                break;
+            }
+            name = format!("{base}-{count}");
+        }
         let ids = tokens(&opened.tokenizer, prompt, !arguments.no_bos)?;
         let local = Local::new(&replacement, &ids)?;
         let made = one(arguments, &opened, &replacement, &local, &surveys, &name)?;
@@ -222,10 +230,10 @@ impl Surveys<'_> {
     }
 }
 
-/// A name for files: letters and digits of a prompt.
+/// A name for files: letters and digits of a prompt, ASCII alone as the files' readers want it.
 fn slug(prompt: &str) -> String {
     let words: Vec<String> = prompt
-        .split(|c: char| !c.is_alphanumeric())
+        .split(|c: char| !c.is_ascii_alphanumeric())
         .filter(|word| !word.is_empty())
         .map(str::to_lowercase)
         .collect();

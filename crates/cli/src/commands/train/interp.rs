@@ -43,7 +43,7 @@ pub(crate) struct StudyData {
 /// What one seed found.
 #[derive(Debug)]
 pub(crate) struct Found {
-    /// Figures by name; more is better.
+    /// Figures by name; of cross-entropies and their like less is better, of others more.
     pub(crate) figures: BTreeMap<String, f64>,
     /// Markdown: the tables, and what they say.
     pub(crate) report: String,
@@ -200,7 +200,9 @@ fn report(recipe: &Recipe, all: &[(u64, Found)], seconds: f64, common: &Common) 
             .iter()
             .map(|(seed, value)| json!({ "seed": seed, "value": value }))
             .collect();
-        let direction = (name.as_str(), json!("higher"));
+        let own = name.rsplit('.').next().unwrap_or_default();
+        let lower = ["ce", "ce_clean", "ce_replaced", "kl", "l0", "silent"].contains(&own);
+        let direction = (name.as_str(), json!(if lower { "lower" } else { "higher" }));
         metrics.insert(
             name.clone(),
             over_seeds(recipe, direction, &values, &seeds, common),

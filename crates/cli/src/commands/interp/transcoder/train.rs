@@ -148,7 +148,14 @@ impl Training {
         let read = match (&self.read, kind) {
             (Some(read), _) => read.clone(),
             (None, Kind::Sae) => self.write.clone().unwrap_or_else(|| leaves.clone()),
-            (None, _) => enters.unwrap_or_else(|| leaves.clone()),
+            // The MLP's input of the layer that is given.
+            (None, _) => match &self.write {
+                Some(write) => {
+                    let layer = layer_of(&opened.model, write)?;
+                    format!("blocks.{layer}.ln2.hook_normalized")
+                }
+                None => enters.unwrap_or_else(|| leaves.clone()),
+            },
         };
         let write = match (&self.write, kind) {
             (Some(write), _) => write.clone(),
@@ -156,8 +163,22 @@ impl Training {
             (None, _) if self.read.is_some() => behind(&read).unwrap_or(leaves),
             (None, _) => leaves,
         };
-        layer_of(&opened.model, &read)?;
-        layer_of(&opened.model, &write)?;
+        let (from, to) = (
+            layer_of(&opened.model, &read)?,
+            layer_of(&opened.model, &write)?,
+        );
+        if from > to {
+            let reason = format!("`{write}` is before `{read}`");
+            return Err(Error::config("--write", reason));
+        }
+        if kind == Kind::Sae && read != write {
+            let reason = format!("an autoencoder gives what it reads, `{read}`, and not `{write}`");
+            return Err(Error::config("--write", reason));
+        }
+        if !self.layer.is_empty() && (from != layer || to != layer) {
+            let reason = format!("is {layer}, and the points are of layers {from} and {to}");
+            return Err(Error::config("--layer", reason));
+        }
         Ok((read, write))
     }
 
