@@ -535,12 +535,16 @@ impl Slot {
         add_scaled(&grad, &self.param, self.weight_decay)
     }
 
-    /// Whether libtorch's fused kernels take this parameter: real numbers side by side in memory.
+    /// Whether libtorch's fused kernels take this parameter: real numbers without gaps in memory, and the gradient's in the same order. Moments are made in the
+    /// parameter's order.
     fn fuses(&self, grad: &Tensor) -> bool {
-        let plain =
-            |xs: &Tensor| matches!(xs.kind(), Kind::Float | Kind::Double) && xs.is_contiguous();
-        plain(&self.param)
-            && plain(grad)
+        let real = |xs: &Tensor| matches!(xs.kind(), Kind::Float | Kind::Double);
+        let (ours, theirs) = (&self.param, grad);
+        let alike = (ours.is_contiguous() && theirs.is_contiguous())
+            || (ours.stride() == theirs.stride() && is_dense(ours));
+        real(ours)
+            && real(theirs)
+            && alike
             && matches!(grad.device(), tch::Device::Cpu | tch::Device::Cuda(_))
     }
 
@@ -606,6 +610,23 @@ fn memory(moment: &mut Option<Tensor>, param: &Tensor) -> Result<Tensor> {
     Ok(match moment {
         Some(xs) => xs.shallow_clone(),
         none => none.insert(param.f_zeros_like()?).shallow_clone(),
+    })
+}
+
+/// Whether the values lie without gaps or overlap in memory, in whatever order of axes, such as a transpose.
+fn is_dense(xs: &Tensor) -> bool {
+    let mut axes: Vec<(i64, i64)> = xs
+        .stride()
+        .into_iter()
+        .zip(xs.size())
+        .filter(|(_, size)| *size != 1)
+        .collect();
+    axes.sort_unstable();
+    let mut next = 1;
+    axes.into_iter().all(|(stride, size)| {
+        let fits = stride == next;
+        next = stride.saturating_mul(size);
+        fits
     })
 }
 
