@@ -247,8 +247,10 @@ struct Decode : torch::autograd::Function<Decode> {
   }
 };
 
+bool is_plain(const Tensor& xs) { return xs.scalar_type() == at::kFloat && xs.device().is_cpu(); }
+
 void check_matrix(const Tensor& xs, const char* what) {
-  TORCH_CHECK(xs.dim() == 2 && xs.scalar_type() == at::kFloat && xs.device().is_cpu(), what, " is a matrix of f32 on the CPU");
+  TORCH_CHECK(xs.dim() == 2 && is_plain(xs), what, " is a matrix of f32 on the CPU");
 }
 
 }  // namespace
@@ -258,10 +260,10 @@ rust::Vec<size_t> sparse_encode(size_t x, size_t weight, size_t bias, int8_t sel
   check_matrix(xs, "x");
   check_matrix(w, "the weight");
   const int64_t n = w.size(1);
-  TORCH_CHECK(xs.size(1) == w.size(0) && b.dim() == 1 && b.size(0) == n && b.is_contiguous(), "x, weight and bias do not fit");
+  TORCH_CHECK(xs.size(1) == w.size(0) && b.dim() == 1 && b.size(0) == n && b.is_contiguous() && is_plain(b), "x, weight and bias do not fit");
   TORCH_CHECK(n < (int64_t{1} << 31), "too many features");
   for (const Tensor& each : {tensor(bound), tensor(scale)}) {
-    TORCH_CHECK(!each.defined() || (each.dim() == 1 && each.size(0) == n && each.is_contiguous() && each.scalar_type() == at::kFloat),
+    TORCH_CHECK(!each.defined() || (each.dim() == 1 && each.size(0) == n && each.is_contiguous() && is_plain(each)),
                 "one bound and scale to each feature");
   }
   const Tensor rows = xs.contiguous();
@@ -289,8 +291,8 @@ rust::Vec<size_t> sparse_encode(size_t x, size_t weight, size_t bias, int8_t sel
 size_t sparse_decode(size_t values, size_t offsets, size_t columns, size_t weight) {
   const Tensor &of = tensor(values), &starts = tensor(offsets), &places = tensor(columns), &w = tensor(weight);
   check_matrix(w, "the weight");
-  TORCH_CHECK(of.dim() == 1 && of.scalar_type() == at::kFloat && places.numel() == of.numel() && places.scalar_type() == at::kInt &&
-                  starts.scalar_type() == at::kLong && starts.is_contiguous() && places.is_contiguous() && starts.numel() > 0,
+  TORCH_CHECK(of.dim() == 1 && is_plain(of) && places.numel() == of.numel() && places.scalar_type() == at::kInt && places.device().is_cpu() &&
+                  starts.scalar_type() == at::kLong && starts.device().is_cpu() && starts.is_contiguous() && places.is_contiguous() && starts.numel() > 0,
               "values, offsets and columns do not fit");
   int64_t before = 0;
   for (int64_t r = 0; r < starts.numel(); ++r) {
