@@ -93,7 +93,8 @@ impl Dictionaries {
                     k: 32,
                     rescale: true,
                 };
-                settings.dictionary.objective.sparsity = densely_interp::dictionary::Sparsity::None;
+                settings.dictionary.objective.sparsity =
+                    densely_interp::dictionary::Sparsity::None {};
                 settings.dictionary.objective.dead = Dead::AuxK { coefficient: 1.0 };
             }
             Task::Skip => settings.dictionary.skip = true,
@@ -213,6 +214,7 @@ impl Work for Step {
             &self.x,
             &self.target,
             self.steps,
+            self.settings.optim.lr(),
         )?;
         Ok(())
     }

@@ -6,7 +6,7 @@
 //!
 //! With a folder each buffer is kept on the disk when it is made: other trainings over the same points, and later epochs, read it instead of asking the model.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -53,10 +53,10 @@ impl ActivationOptions {
     }
 }
 
-/// What a folder of buffers was begun with.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+/// Which activations these are: what a folder of buffers, or a training, was begun with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Contents {
+pub(crate) struct Contents {
     model: String,
     corpus: String,
     points: Vec<String>,
@@ -79,6 +79,8 @@ pub struct Activations<'a> {
     stop: usize,
     folder: Option<PathBuf>,
     harvested: Cell<(u64, Duration)>,
+    /// Made when asked for: the prints read all of the model.
+    contents: OnceCell<Contents>,
 }
 
 impl<'a> Activations<'a> {
@@ -95,6 +97,7 @@ impl<'a> Activations<'a> {
     ) -> Result<Self> {
         check::positive("buffer", options.buffer as i64)?;
         check::positive("windows at once", options.rows as i64)?;
+        check::positive("windows of the texts", corpus.windows() as i64)?;
         if options.points.is_empty() {
             return Err(Error::config("points", "are none"));
         }
@@ -122,6 +125,7 @@ impl<'a> Activations<'a> {
             stop,
             folder: folder.map(Path::to_owned),
             harvested: Cell::default(),
+            contents: OnceCell::new(),
             options,
         };
         if let Some(folder) = &this.folder {
@@ -130,7 +134,11 @@ impl<'a> Activations<'a> {
         Ok(this)
     }
 
-    fn check_folder(&self, folder: &Path) -> Result<()> {
+    /// What they are a function of, with prints of model and texts in place of these.
+    pub(crate) fn contents(&self) -> Result<Contents> {
+        if let Some(contents) = self.contents.get() {
+            return Ok(contents.clone());
+        }
         let contents = Contents {
             model: format!("{:?}, {}", self.model.kind(), whole(self.model)?),
             corpus: self.corpus.print(),
@@ -139,6 +147,11 @@ impl<'a> Activations<'a> {
             seed: self.options.seed,
             keep_first: self.options.keep_first,
         };
+        Ok(self.contents.get_or_init(|| contents).clone())
+    }
+
+    fn check_folder(&self, folder: &Path) -> Result<()> {
+        let contents = self.contents()?;
         let path = folder.join("activations.json");
         if !path.is_file() {
             std::fs::create_dir_all(folder).map_err(Error::io(folder))?;

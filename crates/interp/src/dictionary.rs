@@ -244,7 +244,7 @@ impl Dictionary {
                 scale: norms.as_ref(),
             },
             Activation::BatchTopK { k, .. } => Select::OfAll {
-                k: (k * rows as f64) as i64,
+                k: ((k * rows as f64) as i64).max(1),
                 scale: norms.as_ref(),
             },
             _ => Select::Above(bound.as_ref()),
@@ -316,7 +316,7 @@ impl Dictionary {
             }
             (Activation::BatchTopK { k, .. }, _) => {
                 let scores = self.scores(&pre)?.f_relu()?.f_reshape([1, -1])?;
-                let count = (k * pre.size()[0] as f64) as i64;
+                let count = ((k * pre.size()[0] as f64) as i64).max(1);
                 let mask = largest(&scores, count)?.f_reshape(pre.size())?;
                 pre.f_relu()?.f_mul(&mask)?
             }

@@ -70,7 +70,7 @@ impl DictionaryConfig {
         // The encoder's columns lie side by side in memory: sparse gradients are whole lines then. A copy: it may be the decoder's own transpose.
         let encoder = encoder.tr().contiguous().copy().tr();
         let zeros = |name: &str, size: &[i64]| nn::parameter(vs, name, &Tensor::zeros(size, CPU));
-        let gated = self.activation == Activation::Gated;
+        let gated = self.activation == Activation::Gated {};
         let own = self.input_bias == InputBias::Own;
         Ok(Dictionary {
             w_enc: nn::parameter(vs, "W_enc", &encoder),
@@ -211,7 +211,8 @@ impl Dictionary {
         Ok(())
     }
 
-    /// Lets the threshold of `batch-top-k` follow the least feature above 0 of a step: by a hundredth of the way, as `sae_lens`.
+    /// Lets the threshold of `batch-top-k` follow the least feature above 0 of a step: by a hundredth of the way, as `sae_lens`. The first one is taken whole:
+    /// `sae_lens` begins at 0, and a short training there ends with too low a threshold.
     ///
     /// # Errors
     /// [`Error::Torch`].
@@ -229,6 +230,10 @@ impl Dictionary {
             values = values.f_mul(&norms.f_index_select(0, &columns)?)?;
         }
         let least = values.f_min()?.f_to_kind(threshold.kind())?;
+        if threshold.f_double_value(&[])? == 0.0 {
+            threshold.f_copy_(&least)?;
+            return Ok(());
+        }
         let _ = threshold
             .f_mul_scalar_(0.99)?
             .f_add_(&least.f_mul_scalar(0.01)?)?;
@@ -242,6 +247,50 @@ impl Dictionary {
             .as_ref()
             .ok_or_else(|| check::absent("topk_threshold"))?;
         Ok(threshold.f_double_value(&[])?)
+    }
+
+    /// The dictionary as it is used and saved, with the same parameters: `batch-top-k` chooses among the tokens of a batch, so that a token's features hang
+    /// on the others; a threshold stands in its place.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn settled(&self) -> Result<Self> {
+        let share = |xs: &Option<Tensor>| xs.as_ref().map(Tensor::shallow_clone);
+        let mut settled = Self {
+            config: self.config,
+            w_enc: self.w_enc.shallow_clone(),
+            b_enc: share(&self.b_enc),
+            w_dec: self.w_dec.shallow_clone(),
+            b_dec: self.b_dec.shallow_clone(),
+            b_dec_out: share(&self.b_dec_out),
+            w_skip: share(&self.w_skip),
+            threshold: share(&self.threshold),
+            topk_threshold: share(&self.topk_threshold),
+            gate: self.gate.as_ref().map(|gate| Gate {
+                bias: gate.bias.shallow_clone(),
+                b_mag: gate.b_mag.shallow_clone(),
+                r_mag: gate.r_mag.shallow_clone(),
+            }),
+        };
+        if !matches!(self.config.activation, Activation::BatchTopK { .. }) {
+            return Ok(settled);
+        }
+        let _no_grad = tch::no_grad_guard();
+        let one = self.batch_threshold()?;
+        let options = (self.w_dec.kind(), self.w_dec.device());
+        let all = Tensor::f_full([self.config.d_sae], one, options)?;
+        // A feature is compared times the norm of what it writes: so is the threshold. One that writes nothing is never active.
+        settled.threshold = Some(match self.row_norms()? {
+            Some(norms) => all.f_div(&norms.f_detach()?)?,
+            None => all,
+        });
+        settled.topk_threshold = None;
+        settled.config.activation = Activation::JumpRelu {
+            threshold: one,
+            bandwidth: 0.05,
+            ste_to_input: false,
+        };
+        Ok(settled)
     }
 
     /// Keeps thresholds at 0 or above, where they have a meaning.

@@ -1,5 +1,7 @@
 //! What a dictionary is: sizes, activation, biases, and what it minimises.
 
+use std::collections::BTreeMap;
+
 use densely_core::{Error, Result, check};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -15,11 +17,12 @@ pub enum Role {
 }
 
 /// Which features are active, and how much.
+// Variants without fields have braces: serde takes unknown fields of the others, whatever `deny_unknown_fields` says.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Activation {
     /// max(pre, 0).
-    Relu,
+    Relu {},
     /// The k largest of each row, where they are above 0; of equal ones the first.
     TopK {
         /// Features of a row.
@@ -49,7 +52,7 @@ pub enum Activation {
         ste_to_input: bool,
     },
     /// max(x (W e^`r_mag`) + `b_mag`, 0) where x W + `b_gate` is above 0. It is read and used, not trained.
-    Gated,
+    Gated {},
 }
 
 const fn first_threshold() -> f64 {
@@ -113,7 +116,7 @@ pub enum ErrorForm {
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Sparsity {
     /// Nothing but the activation.
-    None,
+    None {},
     /// Coefficient times Σ f, mean over rows.
     L1 {
         /// The coefficient.
@@ -141,7 +144,7 @@ pub enum Sparsity {
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Dead {
     /// Nothing.
-    Nothing,
+    Nothing {},
     /// e^pre of dead features shall give what is left, each row scaled to half its norm, in the size of the error ("ghost gradients"). For a transcoder the
     /// paper's code takes x - y for what is left, where t - y is meant.
     Ghost {
@@ -208,7 +211,7 @@ impl DictionaryConfig {
             d_in: 768,
             d_out: 768,
             d_sae: 24_576,
-            activation: Activation::Relu,
+            activation: Activation::Relu {},
             input_bias: InputBias::Own,
             skip: false,
             normalize: Normalize::None,
@@ -238,7 +241,7 @@ impl DictionaryConfig {
                     coefficient: 1.0,
                     by_norm: true,
                 },
-                dead: Dead::Nothing,
+                dead: Dead::Nothing {},
             },
             ..Self::transcoder()
         }
@@ -256,7 +259,7 @@ impl DictionaryConfig {
             init: Init::Sparsify,
             objective: Objective {
                 error: ErrorForm::Fvu,
-                sparsity: Sparsity::None,
+                sparsity: Sparsity::None {},
                 dead: Dead::AuxK {
                     coefficient: 1.0 / 32.0,
                 },
@@ -286,6 +289,11 @@ impl DictionaryConfig {
                 return Err(Error::config(field, format!("is too large: {value}")));
             }
         }
+        most_values("d_sae", "W_enc", &[self.d_in, self.d_sae])?;
+        most_values("d_sae", "W_dec", &[self.d_sae, self.d_out])?;
+        if self.skip {
+            most_values("skip", "W_skip", &[self.d_out, self.d_in])?;
+        }
         if self.role == Role::Autoencoder && self.d_in != self.d_out {
             let reason = format!(
                 "must be d_in of an autoencoder, {}, got {}",
@@ -301,9 +309,37 @@ impl DictionaryConfig {
         self.check_objective()
     }
 
+    /// Names and shapes of the parameters and buffers that [`build`](Self::build) creates.
+    pub(super) fn shapes(&self) -> Shapes {
+        let Self {
+            d_in, d_out, d_sae, ..
+        } = *self;
+        let own = self.input_bias == InputBias::Own;
+        let gated = matches!(self.activation, Activation::Gated {});
+        let steps = matches!(self.activation, Activation::JumpRelu { .. });
+        let batch = matches!(self.activation, Activation::BatchTopK { .. });
+        let all = [
+            ("W_enc", true, vec![d_in, d_sae]),
+            ("W_dec", true, vec![d_sae, d_out]),
+            ("b_enc", !gated, vec![d_sae]),
+            ("b_dec", true, vec![if own { d_in } else { d_out }]),
+            ("b_dec_out", own, vec![d_out]),
+            ("W_skip", self.skip, vec![d_out, d_in]),
+            ("threshold", steps, vec![d_sae]),
+            ("topk_threshold", batch, vec![]),
+            ("b_gate", gated, vec![d_sae]),
+            ("b_mag", gated, vec![d_sae]),
+            ("r_mag", gated, vec![d_sae]),
+        ];
+        all.into_iter()
+            .filter(|(_, is_there, _)| *is_there)
+            .map(|(name, _, shape)| (name.to_owned(), shape))
+            .collect()
+    }
+
     fn check_activation(&self) -> Result<()> {
         let range = |k: f64| {
-            if k > 0.0 && k <= self.d_sae as f64 {
+            if k >= 1.0 && k <= self.d_sae as f64 {
                 return Ok(());
             }
             let reason = format!("must lie in 1 to d_sae, {}, got {k}", self.d_sae);
@@ -320,17 +356,17 @@ impl DictionaryConfig {
                 check::above_zero("activation.bandwidth", bandwidth)?;
                 at_least_zero("activation.threshold", threshold)
             }
-            Activation::Gated if self.role == Role::Transcoder => {
+            Activation::Gated {} if self.role == Role::Transcoder => {
                 let reason = "gated transcoders are in no format";
                 Err(Error::config("activation", reason))
             }
-            Activation::Gated | Activation::Relu => Ok(()),
+            Activation::Gated {} | Activation::Relu {} => Ok(()),
         }
     }
 
     fn check_objective(&self) -> Result<()> {
         match self.objective.sparsity {
-            Sparsity::None => (),
+            Sparsity::None {} => (),
             Sparsity::L1 { coefficient, .. } => {
                 at_least_zero("objective.sparsity.coefficient", coefficient)?;
             }
@@ -360,14 +396,34 @@ impl DictionaryConfig {
                 let reason = "x - y wants d_in = d_out";
                 return Err(Error::config("objective.dead.reference_compat", reason));
             }
-            Dead::Ghost { .. } | Dead::Nothing => (),
+            Dead::Ghost { .. } | Dead::Nothing {} => (),
         }
-        if self.activation == Activation::Gated && self.objective.dead != Dead::Nothing {
+        if matches!(self.activation, Activation::Gated {})
+            && !matches!(self.objective.dead, Dead::Nothing {})
+        {
             let reason = "a gated dictionary has no pre-activations to wake";
             return Err(Error::config("objective.dead", reason));
         }
         Ok(())
     }
+}
+
+/// Shapes of tensors by name.
+pub(super) type Shapes = BTreeMap<String, Vec<i64>>;
+
+/// Fails where a tensor would have more than 2^33 values, 32 GiB: memory for it is asked for where a refusal ends the process.
+pub(super) fn most_values(field: &str, tensor: &str, shape: &[i64]) -> Result<()> {
+    const MOST: i64 = 1 << 33;
+    let count = shape
+        .iter()
+        .try_fold(1i64, |count, size| count.checked_mul(*size));
+    if count.is_some_and(|count| count <= MOST) {
+        return Ok(());
+    }
+    let reason = format!(
+        "is too large: `{tensor}` would be of shape {shape:?}, where {MOST} values are the most"
+    );
+    Err(Error::config(field, reason))
 }
 
 fn at_least_zero(field: &str, value: f64) -> Result<()> {

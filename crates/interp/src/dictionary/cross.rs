@@ -19,8 +19,11 @@ use serde::{Deserialize, Serialize};
 use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
-use super::config::{Activation, Dead, ErrorForm, Objective, Sparsity};
+use super::config::{Activation, Dead, ErrorForm, Objective, Shapes, Sparsity, most_values};
 use super::{Features, SPARSE_BELOW, jump};
+
+/// No model has nearly as many.
+const MOST_LAYERS: i64 = 1 << 16;
 
 /// Sizes of a cross-layer transcoder. Defaults are those of `clt`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -62,7 +65,7 @@ impl CrossConfig {
                     coefficient: 1.0,
                     scale: 1.0,
                 },
-                dead: Dead::Nothing,
+                dead: Dead::Nothing {},
             },
         }
     }
@@ -81,14 +84,19 @@ impl CrossConfig {
         check::positive("layers", self.layers)?;
         check::positive("d", self.d)?;
         check::positive("features", self.features)?;
+        if self.layers > MOST_LAYERS {
+            let reason = format!("must be at most {MOST_LAYERS}, got {}", self.layers);
+            return Err(Error::config("layers", reason));
+        }
+        most_values("features", "W_dec_0", &[self.features, self.layers, self.d])?;
         if !matches!(
             self.activation,
-            Activation::Relu | Activation::JumpRelu { .. }
+            Activation::Relu {} | Activation::JumpRelu { .. }
         ) {
             let reason = "of a cross-layer transcoder is `relu` or `jump-relu`";
             return Err(Error::config("activation", reason));
         }
-        if self.objective.dead != Dead::Nothing {
+        if !matches!(self.objective.dead, Dead::Nothing {}) {
             let reason = "a cross-layer transcoder wakes no dead features";
             return Err(Error::config("objective.dead", reason));
         }
@@ -97,6 +105,27 @@ impl CrossConfig {
             return Err(Error::config("objective.sparsity", reason));
         }
         Ok(())
+    }
+
+    /// Names and shapes of the parameters that [`build`](Self::build) creates.
+    pub(super) fn shapes(&self) -> Shapes {
+        let Self {
+            layers,
+            d,
+            features,
+            ..
+        } = *self;
+        let mut all = Shapes::new();
+        for i in 0..layers {
+            all.insert(format!("W_enc_{i}"), vec![features, d]);
+            all.insert(format!("b_enc_{i}"), vec![features]);
+            all.insert(format!("W_dec_{i}"), vec![features, layers - i, d]);
+            all.insert(format!("b_dec_{i}"), vec![d]);
+            if matches!(self.activation, Activation::JumpRelu { .. }) {
+                all.insert(format!("threshold_{i}"), vec![features]);
+            }
+        }
+        all
     }
 
     /// Creates the parameters under `vs`: for each layer i `W_enc_i` `[features, d]`, `b_enc_i`, `b_dec_i` `[d]`, `W_dec_i` `[features, layers - i, d]` and,
@@ -237,7 +266,7 @@ impl CrossLayer {
                     })?;
                     (coefficient, sum)
                 }
-                Sparsity::None | Sparsity::L0 { .. } => continue,
+                Sparsity::None {} | Sparsity::L0 { .. } => continue,
             };
             sparsity = sparsity.f_add(&sum.f_mul_scalar(coefficient / rows as f64)?)?;
         }

@@ -153,6 +153,11 @@ pub fn evaluate(
     tell: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Evaluation> {
     check::positive("windows at once", options.rows as i64)?;
+    check::positive("windows of the texts", corpus.windows() as i64)?;
+    if corpus.context() < 2 {
+        let reason = "must be at least 2: a window of one token predicts nothing";
+        return Err(Error::config("context", reason));
+    }
     if replaced.is_empty() {
         return Err(Error::config("dictionaries", "are none"));
     }
@@ -182,7 +187,7 @@ pub fn evaluate(
         .collect::<Result<_>>()?;
     let all: Vec<usize> = (0..corpus.windows()).collect();
     if options.ablation == Ablation::Mean {
-        means(model, corpus, replaced, options, &sums, skip)?;
+        means(model, corpus, replaced, options, &sums, skip, tell)?;
     }
     let mut losses = Losses::default();
     for (done, part) in all.chunks(options.rows).enumerate() {
@@ -302,6 +307,7 @@ fn means(
     options: &EvaluateOptions,
     sums: &[RefCell<Sums>],
     skip: i64,
+    tell: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<()> {
     let points: Vec<&str> = replaced.iter().map(|each| each.write).collect();
     let stop = points
@@ -312,6 +318,8 @@ fn means(
     let all: Vec<usize> = (0..corpus.windows()).collect();
     let mut tokens = 0;
     for part in all.chunks(options.rows) {
+        // A pass before those that are counted.
+        tell(0, all.len())?;
         let ids = corpus.ids(part)?.f_to_device(model.device())?;
         let mut run = Run::new().stop_at(stop).cache(&points);
         let _ = model.run(&ids, &mut run)?;

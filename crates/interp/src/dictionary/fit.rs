@@ -10,12 +10,13 @@ use densely_train::machine::step_seed;
 use densely_train::metrics::Direction;
 use densely_train::optim::Optimizer;
 use densely_train::run::{FitOptions, Run, RunOptions};
+use serde::Serialize;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use super::folder::{self, Metadata};
 use super::{Dictionary, Features};
-use crate::activations::Activations;
+use crate::activations::{Activations, Contents};
 
 pub use settings::{FitSettings, Resample, Style};
 
@@ -74,7 +75,7 @@ pub struct Judged {
 /// A fitted dictionary.
 #[derive(Debug)]
 pub struct Fitted {
-    /// With the weights of the best epoch.
+    /// With the weights of the best epoch, as [`Dictionary::settled`] gives it.
     pub dictionary: Dictionary,
     /// The store that shares the memory of its parameters.
     pub vs: VarStore,
@@ -82,8 +83,10 @@ pub struct Fitted {
     pub judged: Option<Judged>,
     /// Steps made in all.
     pub steps: u64,
-    /// Share of steps of which the active features alone were computed, of this process.
-    pub sparse: f64,
+    /// Passes over the texts in all.
+    pub epochs: u64,
+    /// Share of steps of which the active features alone were computed, of this process; none when it made no step.
+    pub sparse: Option<f64>,
     /// Share of features that have not fired in the last `dead_after` tokens of training.
     pub dead: f64,
 }
@@ -97,6 +100,15 @@ pub struct Trainer {
     since: Tensor,
     /// Step behind which dead features were last set anew, and -1 before that; i64.
     resampled: Tensor,
+}
+
+/// What a run folder is begun with: a training goes on with the same activations alone.
+#[derive(Serialize)]
+struct Begun<'a> {
+    #[serde(flatten)]
+    settings: &'a FitSettings,
+    trained_on: Contents,
+    judged_by: Option<Contents>,
 }
 
 /// Trains a dictionary on the activations of one point, and of another where it is a transcoder.
@@ -126,8 +138,13 @@ pub fn fit(
         .collect();
     let per_epoch: u64 = plan.iter().sum();
     let steps = per_epoch.saturating_mul(settings.epochs);
-    let mut run = options.open(
+    let begun = Begun {
         settings,
+        trained_on: train.contents()?,
+        judged_by: test.map(Activations::contents).transpose()?,
+    };
+    let mut run = options.open(
+        &begun,
         RunOptions {
             may_change: vec!["epochs".to_owned()],
             ..RunOptions::default()
@@ -163,15 +180,11 @@ pub fn fit(
                 continue;
             }
             let held = train.buffer(buffer, &settings.points(), &mut |done, all| {
-                let (tokens, seconds) = train.harvested();
-                observe(&Event::Harvest {
-                    done,
-                    all,
-                    tokens,
-                    seconds,
-                })?;
+                observe(&taken(train, done, all))?;
                 interrupt(&mut run, &vs, &optimizer, options)
-            })?;
+            });
+            // The steps behind the last checkpoint are kept where a buffer cannot be.
+            let held = or_save(held, &mut run, &vs, &optimizer)?;
             let (x, target) = settings.pair(&held)?;
             if fresh {
                 let rows = x.size()[0].min(FIRST_ROWS);
@@ -190,14 +203,13 @@ pub fn fit(
                 };
                 let (x, target) = (rows(x)?, rows(target)?);
                 let step = run.progress().step;
-                let lr = schedule.at(step) * state.recovery(settings, step)?;
-                optimizer.set_lr(lr);
+                let lr = schedule.at(step);
                 let found = seeded(step_seed(options.seed, step), || {
-                    state.step(settings, &mut optimizer, &x, &target, step)
+                    state.step(settings, &mut optimizer, &x, &target, step, lr)
                 })?;
                 made += 1;
                 sparse += u64::from(found.sparse);
-                if let Err(error) = run.log_step(&found.loss, found.norm.as_ref(), lr) {
+                if let Err(error) = run.log_step(&found.loss, found.norm.as_ref(), found.lr) {
                     let batch = || {
                         Some(Tensors::from([
                             ("x".to_owned(), x.shallow_clone()),
@@ -206,10 +218,11 @@ pub fn fit(
                     };
                     return Err(run.with_batch(error, batch));
                 }
-                observe(&Event::Step {
+                let told = observe(&Event::Step {
                     step: run.progress().step,
                     loss: run.epoch_loss(),
-                })?;
+                });
+                or_save(told, &mut run, &vs, &optimizer)?;
                 interrupt(&mut run, &vs, &optimizer, options)?;
                 if run.should_checkpoint() {
                     run.checkpoint(&vs, &optimizer)?;
@@ -219,22 +232,12 @@ pub fn fit(
         run.read_back()?;
         let found = match test {
             Some(test) => {
-                let found = judge(
-                    &state.dictionary,
-                    settings,
-                    test,
-                    device,
-                    &mut |done, all| {
-                        let (tokens, seconds) = test.harvested();
-                        observe(&Event::Harvest {
-                            done,
-                            all,
-                            tokens,
-                            seconds,
-                        })?;
-                        interrupt(&mut run, &vs, &optimizer, options)
-                    },
-                )?;
+                let settled = state.dictionary.settled()?;
+                let found = judge(&settled, settings, test, device, &mut |done, all| {
+                    observe(&taken(test, done, all))?;
+                    interrupt(&mut run, &vs, &optimizer, options)
+                });
+                let found = or_save(found, &mut run, &vs, &optimizer)?;
                 observe(&Event::Epoch {
                     epoch,
                     judged: found,
@@ -254,21 +257,26 @@ pub fn fit(
     let dead = state.share_dead(settings)?;
     if !run.progress().finished {
         run.finish(&vs, &optimizer)?;
+    } else if run.progress().epoch < settings.epochs {
+        tracing::warn!(
+            "the run had ended after {} epochs; more want a run of their own",
+            run.progress().epoch
+        );
     }
-    let steps = run.progress().step;
+    let (steps, epochs) = (run.progress().step, run.progress().epoch);
     run.load_best(&vs)?;
-    drop(run);
+    let settled = state.dictionary.settled()?;
     if judged.is_none()
         && let Some(test) = test
     {
-        judged = Some(judge(
-            &state.dictionary,
-            settings,
-            test,
-            device,
-            &mut |_, _| Ok(()),
-        )?);
+        judged = Some(judge(&settled, settings, test, device, &mut |_, _| {
+            if run.interrupted() {
+                return Err(options.interrupted());
+            }
+            Ok(())
+        })?);
     }
+    drop(run);
     folder::save(
         &state.dictionary,
         metadata,
@@ -276,11 +284,12 @@ pub fn fit(
         None,
     )?;
     Ok(Fitted {
-        dictionary: state.dictionary,
+        dictionary: settled,
         vs,
         judged,
         steps,
-        sparse: sparse as f64 / made.max(1) as f64,
+        epochs,
+        sparse: (made > 0).then(|| sparse as f64 / made as f64),
         dead,
     })
 }
@@ -314,6 +323,34 @@ fn interrupt(
     Err(options.interrupted())
 }
 
+/// What is told while a buffer is made.
+fn taken(from: &Activations, done: usize, all: usize) -> Event {
+    let (tokens, seconds) = from.harvested();
+    Event::Harvest {
+        done,
+        all,
+        tokens,
+        seconds,
+    }
+}
+
+/// What came of some work, or its error with all that was done saved before it. A loss that is no number is not worth a checkpoint.
+fn or_save<T>(result: Result<T>, run: &mut Run, vs: &VarStore, optimizer: &Optimizer) -> Result<T> {
+    let ended = |error: &Error| {
+        // An interrupted run is saved already.
+        !matches!(
+            error,
+            Error::Interrupted { .. } | Error::Diverged { .. } | Error::Data { .. }
+        )
+    };
+    if result.as_ref().is_err_and(ended)
+        && let Err(error) = run.checkpoint(vs, optimizer)
+    {
+        tracing::warn!("what was done since the last checkpoint could not be saved: {error}");
+    }
+    result
+}
+
 /// Steps that so many tokens make: as near to the batch as whole ones come, all of a size but for one token.
 fn batches(tokens: usize, batch: usize) -> u64 {
     ((tokens + batch / 2) / batch).max(1) as u64
@@ -333,6 +370,8 @@ pub struct Stepped {
     pub loss: Tensor,
     /// The norm of the gradient, where it is clipped.
     pub norm: Option<Tensor>,
+    /// The learning rate that it was made with.
+    pub lr: f64,
     /// Whether the active features alone were computed.
     pub sparse: bool,
 }
@@ -369,7 +408,7 @@ impl Trainer {
     }
 
     /// One step of training. The order is the paper's code's: the decoder's rows are brought to norm 1 before the loss, and what would change it is taken
-    /// from the gradient behind it. `step` counts from 0, for what goes by steps.
+    /// from the gradient behind it. `step` counts from 0, for what goes by steps; `lr` is lower behind a resampling.
     ///
     /// # Shapes
     /// `x`: `[rows, d_in]`; `target`: `[rows, d_out]`.
@@ -382,12 +421,14 @@ impl Trainer {
         x: &Tensor,
         target: &Tensor,
         step: u64,
+        lr: f64,
     ) -> Result<Stepped> {
         if settings.unit_rows {
             self.dictionary.unit_rows()?;
         }
-        self.dictionary.clamp_threshold()?;
         self.resample(settings, optimizer, x, target, step)?;
+        let lr = lr * self.recovery(settings, step)?;
+        optimizer.set_lr(lr);
         let dead = self.dead(settings)?;
         let sparsity = match settings.sparsity_warmup {
             0 => 1.0,
@@ -403,11 +444,13 @@ impl Trainer {
             .then(|| optimizer.clip_grad_norm(settings.clip_norm))
             .transpose()?;
         optimizer.step()?;
+        self.dictionary.clamp_threshold()?;
         self.dictionary.follow_threshold(&coded.features)?;
         self.note(&coded.features, x.size()[0])?;
         Ok(Stepped {
             loss: losses.total.detach(),
             norm,
+            lr,
             sparse: coded.features.is_sparse(),
         })
     }

@@ -10,6 +10,7 @@
 //!
 //! The format of what is read is found by its files. Weights become f32. Nothing is folded on the way in.
 
+mod archive;
 mod arrays;
 mod cross;
 mod sae_lens;
@@ -18,15 +19,15 @@ mod sparsify;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use densely_core::weights::{self, Strictness, Tensors};
+use densely_core::weights::{self, LoadReport, Strictness, Tensors};
 use densely_core::{Device, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
-use super::config::Activation;
-use super::{Dictionary, DictionaryConfig};
+use super::config::{Activation, Shapes};
+use super::{Dictionary, DictionaryConfig, InputBias};
 
 pub use cross::{open_cross, save_cross};
 
@@ -103,17 +104,13 @@ struct Plan {
 ///
 /// # Errors
 /// [`Error::Io`] when something cannot be read; [`Error::Corrupt`] when a file is damaged, or holds a value that is not finite, by the tensor's name;
-/// [`Error::Weights`] with all tensors that do not fit; [`Error::Unsupported`] for what this crate does not compute; [`Error::Config`] for a path that
-/// holds no dictionary.
+/// [`Error::Data`] for an array of an archive that is damaged; [`Error::Weights`] with all tensors that do not fit, before there is memory for them;
+/// [`Error::Unsupported`] for what this crate does not compute; [`Error::Config`] for a path that holds no dictionary, and for sizes out of range.
 pub fn open(path: &Path, device: Device) -> Result<Opened> {
     let device = device.open()?;
     let plan = plan(path)?;
-    for (name, xs) in &plan.tensors {
-        if xs.is_floating_point() && xs.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            let reason = format!("`{name}` holds a value that is not finite");
-            return Err(Error::corrupt(&plan.path, reason));
-        }
-    }
+    plan.config.validate()?;
+    check_tensors(&plan.path, plan.config.shapes(), &plan.tensors)?;
     let vs = VarStore::new(device);
     let dictionary = plan.config.build(&vs.root())?;
     weights::load_tensors(&vs, &plan.path, &plan.tensors, Strictness::All)?;
@@ -136,13 +133,45 @@ pub fn open(path: &Path, device: Device) -> Result<Opened> {
     })
 }
 
+/// Refuses tensors that are not those of `shapes`, or not finite: before there is memory for a dictionary of these shapes.
+fn check_tensors(path: &Path, shapes: Shapes, tensors: &Tensors) -> Result<()> {
+    let mut report = LoadReport {
+        unexpected: tensors
+            .keys()
+            .filter(|name| !shapes.contains_key(*name))
+            .cloned()
+            .collect(),
+        ..LoadReport::default()
+    };
+    for (name, shape) in shapes {
+        match tensors.get(&name).map(Tensor::size) {
+            None => report.missing.push(name),
+            Some(found) if found != shape => report.mismatched.push((name, shape, found)),
+            Some(_) => report.loaded.push(name),
+        }
+    }
+    if !report.fits() {
+        return Err(Error::Weights {
+            path: path.to_owned(),
+            report: Box::new(report),
+        });
+    }
+    for (name, xs) in tensors {
+        if xs.is_floating_point() && xs.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            let reason = format!("`{name}` holds a value that is not finite");
+            return Err(Error::corrupt(path, reason));
+        }
+    }
+    Ok(())
+}
+
 fn activation_words(activation: Activation) -> String {
     match activation {
-        Activation::Relu => String::new(),
+        Activation::Relu {} => String::new(),
         Activation::TopK { k, .. } => format!("the {k} largest of "),
         Activation::BatchTopK { k, .. } => format!("the {k} largest on average of "),
         Activation::JumpRelu { .. } => "above a threshold each, ".to_owned(),
-        Activation::Gated => "gated, ".to_owned(),
+        Activation::Gated {} => "gated, ".to_owned(),
     }
 }
 
@@ -196,7 +225,7 @@ fn no_dictionary(path: &Path) -> Error {
 /// one for each feature.
 ///
 /// # Errors
-/// [`Error::Unsupported`] when the format cannot hold it; [`Error::Io`].
+/// [`Error::Unsupported`] when the format cannot hold it; [`Error::Config`] when the folder holds a dictionary in the other format; [`Error::Io`].
 pub fn save(
     dictionary: &Dictionary,
     metadata: &Metadata,
@@ -204,18 +233,75 @@ pub fn save(
     format: Option<Format>,
 ) -> Result<Format> {
     let _no_grad = tch::no_grad_guard();
+    let format = choose(&folded_config(dictionary.config(), 0.0), format)?;
     let folded = dictionary.folded()?;
-    let format = match format {
-        Some(format) => format,
-        None if sae_lens::architecture(&folded.config).is_ok() => Format::SaeLens,
-        None => Format::Sparsify,
-    };
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let other = folder.join(match format {
+        Format::SaeLens => sparsify::WEIGHTS,
+        Format::Sparsify => sae_lens::WEIGHTS,
+    });
+    if other.exists() {
+        let reason = format!(
+            "{} is of a dictionary in another format: name an empty folder",
+            other.display()
+        );
+        return Err(Error::config("folder", reason));
+    }
     match format {
         Format::SaeLens => sae_lens::save(&folded, metadata, folder)?,
         Format::Sparsify => sparsify::save(&folded, metadata, folder)?,
     }
     Ok(format)
+}
+
+/// Says before a training whether a dictionary of this config can be saved in some format: where it cannot, [`save`] fails as this does.
+///
+/// # Errors
+/// [`Error::Unsupported`] with what each format lacks.
+pub fn holds(config: &DictionaryConfig) -> Result<()> {
+    choose(&folded_config(config, 0.0), None).map(|_| ())
+}
+
+/// The format that is asked for, or the first that can hold a folded dictionary.
+fn choose(folded: &DictionaryConfig, format: Option<Format>) -> Result<Format> {
+    let reason = match (format, sae_lens::lacks(folded), sparsify::lacks(folded)) {
+        (None | Some(Format::SaeLens), None, _) => return Ok(Format::SaeLens),
+        (None | Some(Format::Sparsify), _, None) => return Ok(Format::Sparsify),
+        (None, Some(first), Some(second)) => format!("{first}, and {second}"),
+        (Some(Format::SaeLens), Some(reason), _) | (Some(Format::Sparsify), _, Some(reason)) => {
+            reason.to_owned()
+        }
+    };
+    let hint = match format {
+        None => {
+            "relu, jump-relu and batch-top-k without a skip fit sae_lens, as transcoders with one too; top-k of one width fits eai-sparsify"
+        }
+        Some(_) => "leave the format out, so that the first that can hold it is taken",
+    };
+    Err(Error::Unsupported {
+        what: format!("a folder of this dictionary ({reason})"),
+        hint: hint.to_owned(),
+    })
+}
+
+/// The config of what [`Dictionary::folded`] gives, where `threshold` stands for the choice among a whole batch.
+const fn folded_config(config: &DictionaryConfig, threshold: f64) -> DictionaryConfig {
+    let mut folded = *config;
+    if matches!(config.input_bias, InputBias::Own) {
+        folded.input_bias = InputBias::None;
+    }
+    match config.activation {
+        Activation::TopK { k, .. } => folded.activation = Activation::TopK { k, rescale: false },
+        Activation::BatchTopK { .. } => {
+            folded.activation = Activation::JumpRelu {
+                threshold,
+                bandwidth: 0.05,
+                ste_to_input: false,
+            };
+        }
+        _ => (),
+    }
+    folded
 }
 
 /// A dictionary's weights without what formats have no place for.
@@ -227,7 +313,6 @@ struct Folded {
 
 impl Dictionary {
     fn folded(&self) -> Result<Folded> {
-        let mut config = self.config;
         let mut tensors = Tensors::new();
         let mut put = |name: &str, xs: Option<&Tensor>| {
             if let Some(xs) = xs {
@@ -239,28 +324,22 @@ impl Dictionary {
         let mut b_enc = self.b_enc.as_ref().map(Tensor::detach);
         if self.b_dec_out.is_some() {
             b_enc = Some(self.encoder_bias()?.detach());
-            config.input_bias = super::InputBias::None;
         }
         if let Some(norms) = &norms {
             w_enc = w_enc.f_mul(norms)?;
             b_enc = b_enc.map(|bias| bias.f_mul(norms)).transpose()?;
-            w_dec = w_dec.f_div(&norms.f_unsqueeze(1)?)?;
+            // A row of zeros has no direction, and stays.
+            let divisor = norms.f_masked_fill(&norms.f_eq(0.0)?, 1.0)?;
+            w_dec = w_dec.f_div(&divisor.f_unsqueeze(1)?)?;
         }
         let mut threshold = self.threshold.as_ref().map(Tensor::detach);
-        match &mut config.activation {
-            Activation::TopK { rescale, .. } => *rescale = false,
-            Activation::BatchTopK { .. } => {
-                let one = self.batch_threshold()?;
-                threshold =
-                    Some(w_dec.f_new_full([config.d_sae], one, (w_dec.kind(), w_dec.device()))?);
-                config.activation = Activation::JumpRelu {
-                    threshold: one,
-                    bandwidth: 0.05,
-                    ste_to_input: false,
-                };
-            }
-            _ => (),
+        let mut one = 0.0;
+        if matches!(self.config.activation, Activation::BatchTopK { .. }) {
+            one = self.batch_threshold()?;
+            let size = [self.config.d_sae];
+            threshold = Some(w_dec.f_new_full(size, one, (w_dec.kind(), w_dec.device()))?);
         }
+        let config = folded_config(&self.config, one);
         put("W_enc", Some(&w_enc));
         put("W_dec", Some(&w_dec));
         put("b_enc", b_enc.as_ref());

@@ -68,7 +68,7 @@ impl Dictionary {
         let rows = coded.reconstruction.size()[0] as f64;
         let norms = || self.w_dec.f_norm_scalaropt_dim(2.0, [-1], false);
         let (coefficient, sum) = match self.config.objective.sparsity {
-            Sparsity::None => {
+            Sparsity::None {} => {
                 let options = (self.w_enc.kind(), self.w_enc.device());
                 return Ok(Tensor::f_zeros([], options)?);
             }
@@ -141,7 +141,7 @@ impl Dictionary {
         left: &Tensor,
         dead: &Tensor,
     ) -> Result<Option<Tensor>> {
-        if self.config.objective.dead == Dead::Nothing {
+        if matches!(self.config.objective.dead, Dead::Nothing {}) {
             return Ok(None);
         }
         let dead = dead.f_nonzero()?.f_squeeze_dim(1)?; // [dead]
@@ -156,7 +156,7 @@ impl Dictionary {
             .f_addmm(&read, &self.w_enc.f_index_select(1, &dead)?)?; // [rows, dead]
         let rows = self.w_dec.f_index_select(0, &dead)?; // [dead, d_out]
         match self.config.objective.dead {
-            Dead::Nothing => Ok(None),
+            Dead::Nothing {} => Ok(None),
             Dead::Ghost { reference_compat } => {
                 let own = self.config.objective.error.each(left, target)?;
                 let left = if reference_compat && self.config.role == Role::Transcoder {

@@ -132,10 +132,10 @@ fn assert_complete(found: Completeness, tolerance: f64, what: &str) {
 fn completeness_holds(kind: Kind, tolerance: f64) -> Result<()> {
     for family in SERIAL {
         for (activation, reads, skip) in [
-            (Activation::Relu, Reads::Normalized, false),
+            (Activation::Relu {}, Reads::Normalized, false),
             (top_k(3), Reads::MlpInput, true),
             (top_k(3), Reads::Residual, false),
-            (Activation::Relu, Reads::Normalized, true),
+            (Activation::Relu {}, Reads::Normalized, true),
         ] {
             let tiny = Tiny::new(family, 4, kind, activation, skip)?;
             let replacement = tiny.replaced(reads)?;
@@ -217,7 +217,7 @@ fn features_are_those_of_the_dictionary() -> Result<()> {
 #[test]
 fn what_is_followed_is_worth_its_contribution() -> Result<()> {
     for family in SERIAL {
-        let tiny = Tiny::new(family, 4, Kind::Double, Activation::Relu, true)?;
+        let tiny = Tiny::new(family, 4, Kind::Double, Activation::Relu {}, true)?;
         for reads in [Reads::Normalized, Reads::MlpInput, Reads::Residual] {
             let replacement = tiny.replaced(reads)?;
             let local = Local::new(&replacement, &IDS)?;
@@ -558,10 +558,10 @@ fn said(found: Result<Replacement<'_>>) -> String {
 
 #[test]
 fn what_cannot_be_replaced_is_refused() -> Result<()> {
-    let tiny = Tiny::new("gpt_neox", 3, Kind::Float, Activation::Relu, false)?;
+    let tiny = Tiny::new("gpt_neox", 3, Kind::Float, Activation::Relu {}, false)?;
     let text = said(tiny.replaced(Reads::Normalized));
     assert!(text.contains("the same residual"), "{text}");
-    let tiny = Tiny::new("gpt2", 3, Kind::Float, Activation::Relu, false)?;
+    let tiny = Tiny::new("gpt2", 3, Kind::Float, Activation::Relu {}, false)?;
     let text = said(Replacement::new(&tiny.model, vec![None]));
     assert!(text.contains("each of 3 layers, got 1"), "{text}");
     let wrong = |config: DictionaryConfig| -> Result<String> {
@@ -572,7 +572,7 @@ fn what_cannot_be_replaced_is_refused() -> Result<()> {
         let transcoders = vec![Some(transcoder), None, None];
         Ok(said(Replacement::new(&tiny.model, transcoders)))
     };
-    let plain = dictionary(Activation::Relu, false);
+    let plain = dictionary(Activation::Relu {}, false);
     let narrow = wrong(DictionaryConfig { d_in: 4, ..plain })?;
     assert!(narrow.contains("width, 8, got 4 and 8"), "{narrow}");
     let autoencoder = wrong(DictionaryConfig {

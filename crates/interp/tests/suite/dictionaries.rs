@@ -1,6 +1,7 @@
 //! Dictionaries against the packages whose conventions they follow, and their folders.
 
 mod formats;
+mod refusals;
 
 use densely_core::registry::{find, parse_config};
 use densely_core::weights::{self, Strictness};

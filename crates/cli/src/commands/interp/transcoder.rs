@@ -16,7 +16,7 @@ use densely_interp::corpus::{Corpus, CorpusOptions, Documents};
 use densely_interp::dictionary::evaluate::{Ablation, EvaluateOptions, Evaluation};
 use densely_interp::dictionary::fit::{self, Event};
 use densely_interp::dictionary::folder::Opened as OpenedDictionary;
-use densely_lm::Opened;
+use densely_lm::{Lm, Opened};
 use densely_train::progress::Bar;
 
 use crate::Common;
@@ -238,13 +238,25 @@ impl Watch {
     }
 }
 
-/// Tells of windows on a bar; Ctrl-C ends the work.
+/// Tells of windows on a bar; Ctrl-C ends the work, of which nothing was written.
 pub(super) fn windows_bar(quiet: bool) -> impl FnMut(usize, usize) -> Result<()> {
+    bar_until(quiet, || {
+        Error::config("the work", "was interrupted; nothing was written")
+    })
+}
+
+/// The same where a run folder holds what was done before.
+fn saved_bar(quiet: bool, folder: &Path) -> impl FnMut(usize, usize) -> Result<()> {
+    bar_until(quiet, || Error::Interrupted {
+        folder: folder.to_owned(),
+    })
+}
+
+fn bar_until(quiet: bool, ended: impl Fn() -> Error) -> impl FnMut(usize, usize) -> Result<()> {
     let mut bar: Option<Bar> = None;
     move |done, all| {
         if densely_train::signal::interrupted() {
-            let reason = "was interrupted; nothing was written";
-            return Err(Error::config("the work", reason));
+            return Err(ended());
         }
         let bar = bar.get_or_insert_with(|| Bar::new(all as u64, 0, quiet));
         bar.update(0, done as u64, None);
@@ -292,6 +304,20 @@ pub(super) fn open_dictionary(
 fn behind(read: &str) -> Option<String> {
     let layer = read.strip_prefix("blocks.")?.split_once('.')?.0;
     Some(format!("blocks.{layer}.hook_mlp_out"))
+}
+
+/// The point at which a layer's MLP is entered. A block whose MLP reads what attention reads has one norm alone.
+pub(super) fn enters(model: &Lm, layer: usize) -> Result<String> {
+    let known = |end: &str| {
+        let name = format!("blocks.{layer}.{end}");
+        model.hook_names().any(|own| own == name).then_some(name)
+    };
+    known("ln2.hook_normalized")
+        .or_else(|| known("ln1.hook_normalized"))
+        .ok_or_else(|| {
+            let reason = format!("no point of the model says what enters the MLP of layer {layer}");
+            Error::config("--read", reason)
+        })
 }
 
 fn evaluate_options(texts: &Texts, ablation: Ablation) -> EvaluateOptions {

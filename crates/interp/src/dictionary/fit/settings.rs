@@ -6,6 +6,7 @@ use densely_train::schedule::{ScheduleConfig, Shape};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::dictionary::folder::holds;
 use crate::dictionary::{
     Activation, Centre, Dead, DictionaryConfig, ErrorForm, Init, InputBias, Objective, Role,
     Sparsity,
@@ -153,7 +154,7 @@ impl FitSettings {
                     init: Init::Sparsify,
                     objective: Objective {
                         error: ErrorForm::Fvu,
-                        sparsity: Sparsity::None,
+                        sparsity: Sparsity::None {},
                         dead: Dead::AuxK {
                             coefficient: 1.0 / 32.0,
                         },
@@ -197,6 +198,8 @@ impl FitSettings {
     /// [`Error::Config`] naming the setting.
     pub fn validate(&self) -> Result<()> {
         self.dictionary.validate()?;
+        // Not behind the training.
+        holds(&self.dictionary)?;
         self.optim.validate()?;
         self.schedule.validate()?;
         check::positive("batch", self.batch as i64)?;
@@ -209,7 +212,7 @@ impl FitSettings {
             let reason = "an autoencoder gives what it reads, a transcoder another point";
             return Err(Error::config("write", reason));
         }
-        if self.dictionary.activation == Activation::Gated {
+        if matches!(self.dictionary.activation, Activation::Gated {}) {
             let reason = "gated dictionaries are read and used, not trained";
             return Err(Error::config("dictionary.activation", reason));
         }

@@ -1,23 +1,18 @@
 //! Dictionaries of one file: NumPy's archives as Gemma Scope has them, and circuit-tracer's transcoders of one layer.
 
-use std::fs::File;
 use std::path::Path;
 
 use densely_core::weights::{self, Tensors};
 use densely_core::{Error, Result};
-use tch::Tensor;
 
 use super::super::config::{Activation, InputBias, Role};
 use super::super::{Dead, DictionaryConfig, Init, Objective};
-use super::{Metadata, Plan, matrix};
+use super::{Metadata, Plan, archive, matrix};
 
 /// Gemma Scope: `W_enc` `[d, features]`, `W_dec` `[features, d]`, `b_enc`, `b_dec` and `threshold`. The file does not say whether it is of an
 /// autoencoder or a transcoder; its folder's name does.
 pub(super) fn npz(path: &Path) -> Result<Plan> {
-    check_archive(path)?;
-    let read = Tensor::read_npz(path)
-        .map_err(|error| Error::corrupt(path, format!("it is no archive of arrays: {error}")))?;
-    let mut tensors: Tensors = read.into_iter().collect();
+    let mut tensors = archive::read(path)?;
     for name in ["W_enc", "W_dec", "b_enc", "b_dec"] {
         if !tensors.contains_key(name) {
             return Err(Error::corrupt(path, format!("it lacks `{name}`")));
@@ -30,25 +25,6 @@ pub(super) fn npz(path: &Path) -> Result<Plan> {
         .filter_map(Path::file_name)
         .any(|name| name.to_string_lossy().contains("transcoder"));
     plan(path, &mut tensors, transcodes, "arrays of Gemma Scope")
-}
-
-/// Refuses archives that unpack to far more than they hold.
-fn check_archive(path: &Path) -> Result<()> {
-    let corrupt = |error: zip::result::ZipError| {
-        Error::corrupt(path, format!("it is no archive of arrays: {error}"))
-    };
-    let file = File::open(path).map_err(Error::io(path))?;
-    let held = file.metadata().map_err(Error::io(path))?.len();
-    let mut archive = zip::ZipArchive::new(file).map_err(corrupt)?;
-    let mut sum = 0u64;
-    for index in 0..archive.len() {
-        sum = sum.saturating_add(archive.by_index_raw(index).map_err(corrupt)?.size());
-    }
-    if sum > held.saturating_mul(100) {
-        let reason = format!("its {held} bytes unpack to {sum}");
-        return Err(Error::corrupt(path, reason));
-    }
-    Ok(())
 }
 
 /// circuit-tracer: `W_enc` `[features, d]`, `W_dec` `[features, d]`, `b_enc`, `b_dec`, and `threshold` or `activation_function.threshold`, `W_skip`.
@@ -79,7 +55,7 @@ fn plan(
             ste_to_input: false,
         }
     } else {
-        Activation::Relu
+        Activation::Relu {}
     };
     let base = DictionaryConfig::transcoder();
     let config = DictionaryConfig {
@@ -97,7 +73,7 @@ fn plan(
         skip: tensors.contains_key("W_skip"),
         init: Init::SaeLens,
         objective: Objective {
-            dead: Dead::Nothing,
+            dead: Dead::Nothing {},
             ..base.objective
         },
         ..base

@@ -10,7 +10,7 @@ use tch::nn::VarStore;
 
 use super::super::config::Activation;
 use super::super::cross::{CrossConfig, CrossLayer};
-use super::{Metadata, for_file, read_small, signed};
+use super::{Metadata, check_tensors, for_file, matrix, read_small, signed};
 
 const SETTINGS: &str = "config.yaml";
 
@@ -37,28 +37,20 @@ pub fn open_cross(folder: &Path, device: Device) -> Result<(CrossLayer, VarStore
         tensors.append(&mut weights::read(&path)?.tensors);
         layers += 1;
     }
-    let first = tensors.get("W_enc_0").map(tch::Tensor::size);
-    let Some([features, d]) = first.as_deref() else {
-        let reason = "it lacks `W_enc_0`, a matrix, in W_enc_0.safetensors";
-        return Err(Error::corrupt(folder, reason));
-    };
-    for (name, xs) in &tensors {
-        if xs.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            let reason = format!("`{name}` holds a value that is not finite");
-            return Err(Error::corrupt(folder, reason));
-        }
-    }
+    let (features, d) = matrix(folder, &tensors, "W_enc_0")?;
     let config = CrossConfig {
         layers,
-        d: *d,
-        features: *features,
+        d,
+        features,
         activation: if tensors.contains_key("threshold_0") {
             CrossConfig::clt().activation
         } else {
-            Activation::Relu
+            Activation::Relu {}
         },
         ..CrossConfig::clt()
     };
+    config.validate()?;
+    check_tensors(folder, config.shapes(), &tensors)?;
     let vs = VarStore::new(device);
     let made = config.build(&vs.root())?;
     weights::load_tensors(&vs, folder, &tensors, Strictness::All)?;
@@ -71,10 +63,11 @@ pub fn open_cross(folder: &Path, device: Device) -> Result<(CrossLayer, VarStore
     Ok((made, vs, metadata))
 }
 
-/// Writes such a folder; `vs` holds the transcoder's parameters.
+/// Writes such a folder; `vs` holds the transcoder's parameters. While it is written, it lacks its `config.yaml`: a folder whose writing broke
+/// off is not opened.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Config`] when the folder holds files of layers that this transcoder has not; [`Error::Io`].
 pub fn save_cross(
     cross: &CrossLayer,
     vs: &VarStore,
@@ -82,6 +75,12 @@ pub fn save_cross(
     folder: &Path,
 ) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    refuse_other_layers(folder, cross.config().layers)?;
+    let settings = folder.join(SETTINGS);
+    if settings.exists() {
+        std::fs::remove_file(&settings).map_err(Error::io(&settings))?;
+        fs::sync_folder(&settings)?;
+    }
     let all = for_file(&weights::named(vs))?;
     for layer in 0..cross.config().layers {
         let ending = format!("_{layer}");
@@ -119,7 +118,32 @@ pub fn save_cross(
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{name}: {}", serde_json::json!(value));
     }
-    fs::write(&folder.join(SETTINGS), text.as_bytes())
+    fs::write(&settings, text.as_bytes())
+}
+
+/// Refuses a folder with files of layers from `layers` on: they would be opened with those that are written.
+fn refuse_other_layers(folder: &Path, layers: i64) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let name = entry.map_err(Error::io(folder))?.file_name();
+        let name = name.to_string_lossy();
+        if layer_of(&name).is_some_and(|layer| layer >= layers) {
+            let reason = format!(
+                "{} holds {name}, of a transcoder with more than {layers} layers: name an empty folder",
+                folder.display()
+            );
+            return Err(Error::config("folder", reason));
+        }
+    }
+    Ok(())
+}
+
+/// The layer whose weights a file of this name holds.
+fn layer_of(name: &str) -> Option<i64> {
+    let stem = name.strip_suffix(".safetensors")?;
+    let layer = stem
+        .strip_prefix("W_enc_")
+        .or_else(|| stem.strip_prefix("W_dec_"))?;
+    layer.parse().ok()
 }
 
 /// The settings that stand one to a line, `name: value`.

@@ -61,7 +61,7 @@ pub(super) fn plan(folder: &Path) -> Result<Plan> {
         },
     };
     let activation = match architecture.as_str() {
-        "standard" | "transcoder" | "skip_transcoder" => Activation::Relu,
+        "standard" | "transcoder" | "skip_transcoder" => Activation::Relu {},
         "topk" => Activation::TopK {
             k: field(&settings, &fields, "k")?
                 .ok_or_else(|| Error::corrupt(&settings, "it does not say its `k`"))?,
@@ -72,7 +72,7 @@ pub(super) fn plan(folder: &Path) -> Result<Plan> {
             bandwidth: 0.05,
             ste_to_input: false,
         },
-        "gated" => Activation::Gated,
+        "gated" => Activation::Gated {},
         other => {
             return Err(Error::Unsupported {
                 what: format!("the architecture `{other}` of {}", settings.display()),
@@ -104,7 +104,7 @@ pub(super) fn plan(folder: &Path) -> Result<Plan> {
         skip: architecture.ends_with("skip_transcoder"),
         normalize: normalize(&settings, &fields)?,
         objective: super::super::Objective {
-            dead: super::super::Dead::Nothing,
+            dead: super::super::Dead::Nothing {},
             ..base.objective
         },
         ..base
@@ -205,33 +205,35 @@ fn modern(path: &Path, mut fields: Map<String, Value>) -> Result<Map<String, Val
     Ok(fields)
 }
 
-/// What the package calls a dictionary.
-///
-/// # Errors
-/// [`Error::Unsupported`] when it has no such.
-pub(super) fn architecture(config: &DictionaryConfig) -> Result<&'static str> {
-    let found = match (config.role, config.activation, config.skip) {
-        (Role::Autoencoder, Activation::Relu, false) => "standard",
-        (Role::Autoencoder, Activation::TopK { .. }, false) => "topk",
-        (Role::Autoencoder, Activation::JumpRelu { .. }, false) => "jumprelu",
-        (Role::Autoencoder, Activation::Gated, false) => "gated",
-        (Role::Transcoder, Activation::Relu, false) => "transcoder",
-        (Role::Transcoder, Activation::Relu, true) => "skip_transcoder",
-        (Role::Transcoder, Activation::JumpRelu { .. }, false) => "jumprelu_transcoder",
-        (Role::Transcoder, Activation::JumpRelu { .. }, true) => "jumprelu_skip_transcoder",
-        _ => {
-            return Err(Error::Unsupported {
-                what: "this dictionary in the format of sae_lens, which has no transcoders of the k largest features and no autoencoders with a skip".to_owned(),
-                hint: "write the format of eai-sparsify".to_owned(),
-            });
-        }
-    };
-    Ok(found)
+/// What the package calls a dictionary; none where it has no such.
+pub(super) const fn architecture(config: &DictionaryConfig) -> Option<&'static str> {
+    match (config.role, config.activation, config.skip) {
+        (Role::Autoencoder, Activation::Relu {}, false) => Some("standard"),
+        (Role::Autoencoder, Activation::TopK { .. }, false) => Some("topk"),
+        (Role::Autoencoder, Activation::JumpRelu { .. }, false) => Some("jumprelu"),
+        (Role::Autoencoder, Activation::Gated {}, false) => Some("gated"),
+        (Role::Transcoder, Activation::Relu {}, false) => Some("transcoder"),
+        (Role::Transcoder, Activation::Relu {}, true) => Some("skip_transcoder"),
+        (Role::Transcoder, Activation::JumpRelu { .. }, false) => Some("jumprelu_transcoder"),
+        (Role::Transcoder, Activation::JumpRelu { .. }, true) => Some("jumprelu_skip_transcoder"),
+        _ => None,
+    }
+}
+
+/// Why the package cannot hold a dictionary; none where it can.
+pub(super) const fn lacks(config: &DictionaryConfig) -> Option<&'static str> {
+    match architecture(config) {
+        Some(_) => None,
+        None => Some(
+            "sae_lens has no transcoders of the k largest features and no autoencoders with a skip",
+        ),
+    }
 }
 
 pub(super) fn save(folded: &Folded, metadata: &Metadata, folder: &Path) -> Result<()> {
     let config = &folded.config;
-    let architecture = architecture(config)?;
+    let architecture = architecture(config)
+        .ok_or_else(|| Error::config("format", "`sae-lens` has no such dictionary"))?;
     let mut settings = json!({
         "architecture": architecture,
         "d_in": config.d_in,

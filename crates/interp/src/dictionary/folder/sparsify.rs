@@ -76,7 +76,7 @@ pub(super) fn plan(folder: &Path) -> Result<Plan> {
             },
             skip,
             objective: Objective {
-                dead: Dead::Nothing,
+                dead: Dead::Nothing {},
                 ..base.objective
             },
             ..base
@@ -88,26 +88,26 @@ pub(super) fn plan(folder: &Path) -> Result<Plan> {
     })
 }
 
+/// Why the package cannot hold a dictionary; none where it can.
+pub(super) fn lacks(config: &DictionaryConfig) -> Option<&'static str> {
+    if !matches!(config.activation, Activation::TopK { .. }) {
+        return Some("eai-sparsify has the k largest features alone");
+    }
+    let shared = config.role == Role::Transcoder || config.input_bias == InputBias::Shared;
+    if config.d_in == config.d_out && config.normalize == Normalize::None && shared {
+        return None;
+    }
+    Some(
+        "eai-sparsify has no two widths, no scaled inputs and no autoencoders without a bias of their input",
+    )
+}
+
 pub(super) fn save(folded: &Folded, metadata: &Metadata, folder: &Path) -> Result<()> {
     let config = &folded.config;
     let Activation::TopK { k, .. } = config.activation else {
-        return Err(Error::Unsupported {
-            what:
-                "this dictionary in the format of eai-sparsify, which keeps the k largest features"
-                    .to_owned(),
-            hint: "write the format of sae_lens".to_owned(),
-        });
+        return Err(Error::config("activation", "must be `top-k`"));
     };
     let transcode = config.role == Role::Transcoder;
-    let fits = config.d_in == config.d_out
-        && config.normalize == Normalize::None
-        && (transcode || config.input_bias == InputBias::Shared);
-    if !fits {
-        return Err(Error::Unsupported {
-            what: "a dictionary of two widths, of scaled inputs, or an autoencoder without a bias of its input, in the format of eai-sparsify".to_owned(),
-            hint: "keep it as a run folder".to_owned(),
-        });
-    }
     let mut tensors = for_file(&folded.tensors)?;
     for (theirs, ours) in NAMES {
         if let Some(xs) = tensors.remove(ours) {

@@ -53,7 +53,7 @@ fn height(node: &Node) -> i64 {
 fn rows_are_complete_and_go_up() -> Result<()> {
     for family in SERIAL {
         for (kind, tolerance) in [(Kind::Float, 1e-4), (Kind::Double, 1e-9)] {
-            let tiny = Tiny::new(family, 4, kind, Activation::Relu, family != "gpt2")?;
+            let tiny = Tiny::new(family, 4, kind, Activation::Relu {}, family != "gpt2")?;
             for reads in [Reads::Normalized, Reads::MlpInput, Reads::Residual] {
                 let replacement = tiny.replaced(reads)?;
                 let local = Local::new(&replacement, &IDS)?;
@@ -104,7 +104,7 @@ fn goes_up(graph: &Graph) {
 #[test]
 fn edges_from_tokens_are_gradients_of_the_frozen_model() -> Result<()> {
     for family in ["gpt2", "llama"] {
-        let tiny = Tiny::new(family, 4, Kind::Double, Activation::Relu, false)?;
+        let tiny = Tiny::new(family, 4, Kind::Double, Activation::Relu {}, false)?;
         let replacement = tiny.replaced(Reads::Normalized)?;
         let local = Local::new(&replacement, &IDS)?;
         let graph = Graph::new(&local, &GraphOptions::default())?;
@@ -299,7 +299,7 @@ impl Case {
             d_in: width,
             d_out: width,
             d_sae: config["features"].as_i64().expect("a size"),
-            activation: Activation::Relu,
+            activation: Activation::Relu {},
             input_bias: InputBias::None,
             skip: golden.has("transcoder.0.W_skip"),
             ..DictionaryConfig::transcoder()

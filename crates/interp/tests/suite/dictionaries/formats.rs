@@ -14,7 +14,7 @@ use tch::Tensor;
 
 use super::{Golden, HERE, load};
 
-fn formats() -> PathBuf {
+pub(super) fn formats() -> PathBuf {
     Path::new(HERE).join("tests/formats")
 }
 
@@ -23,7 +23,7 @@ fn expected(folder: &Path) -> Result<WeightFile> {
 }
 
 /// The folders of a package, which must be so many.
-fn folders(prefix: &str, count: usize) -> Vec<PathBuf> {
+pub(super) fn folders(prefix: &str, count: usize) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = fs::read_dir(formats())
         .expect("the folder of formats")
         .map(|entry| entry.expect("an entry").path())
@@ -219,7 +219,7 @@ fn cross_layer_folders_give_circuit_tracers_numbers() -> Result<()> {
 }
 
 /// What opening a changed copy of a folder says.
-fn refusal(folder: &str, change: impl FnOnce(&Path)) -> String {
+pub(super) fn refusal(folder: &str, change: impl FnOnce(&Path)) -> String {
     let scratch = tempfile::tempdir().expect("a folder");
     let to = scratch.path().join("dictionary");
     copy_folder(&formats().join(folder), &to);
@@ -231,7 +231,7 @@ fn refusal(folder: &str, change: impl FnOnce(&Path)) -> String {
     }
 }
 
-fn with_tensors(path: &Path, change: impl FnOnce(&mut densely_core::Tensors)) {
+pub(super) fn with_tensors(path: &Path, change: impl FnOnce(&mut densely_core::Tensors)) {
     let mut tensors = weights::read(path).expect("weights").tensors;
     change(&mut tensors);
     weights::save(path, &tensors, &[].into()).expect("a file");

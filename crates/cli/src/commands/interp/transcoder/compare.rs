@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::super::model_name;
 use super::train::{Job, Kind, Sparse, Training, say_corpus};
-use super::{Judging, Storing, Texts, evaluate_options, windows_bar};
+use super::{Judging, Storing, Texts, evaluate_options, saved_bar};
 use crate::Common;
 use crate::commands::lm::Source;
 use crate::commands::train::interp::Found;
@@ -149,7 +149,15 @@ fn make(arguments: &Compare, common: &Common) -> Result<Made> {
             return Err(Error::config("--layer", reason));
         };
         names.extend([read.clone(), write.clone()]);
-        for sparsity in sparsities {
+        for (at, sparsity) in sparsities.iter().enumerate() {
+            if sparsities
+                .iter()
+                .take(at)
+                .any(|other| other.total_cmp(sparsity).is_eq())
+            {
+                let reason = format!("{sparsity} is named twice");
+                return Err(Error::config("--ks or --coefficients", reason));
+            }
             jobs.push((*kind, *sparsity, read.clone(), write.clone()));
         }
     }
@@ -166,9 +174,23 @@ fn make(arguments: &Compare, common: &Common) -> Result<Made> {
         );
     }
     let tokens: usize = (0..train_on.buffers()).map(|i| train_on.tokens(i)).sum();
+    // All settings are looked at before the first training.
+    let mut planned = Vec::new();
+    for (kind, sparsity, read, write) in &jobs {
+        let sparse = Sparse {
+            k: by_k.then_some(*sparsity),
+            coefficient: (!by_k).then_some(*sparsity),
+        };
+        planned.push(
+            arguments
+                .training
+                .settings(*kind, sparse, (read, write), &opened, tokens)?,
+        );
+    }
     let mut points = Vec::new();
     let mut parameters = 0;
-    for (place, (kind, sparsity, read, write)) in jobs.iter().enumerate() {
+    for (place, ((kind, sparsity, read, write), settings)) in jobs.iter().zip(&planned).enumerate()
+    {
         let folder = arguments
             .out
             .join(format!("{}-{sparsity}", kind.name().replace(' ', "-")));
@@ -178,14 +200,6 @@ fn make(arguments: &Compare, common: &Common) -> Result<Made> {
             jobs.len(),
             kind.name()
         );
-        let sparse = Sparse {
-            k: by_k.then_some(*sparsity),
-            coefficient: (!by_k).then_some(*sparsity),
-        };
-        let settings =
-            arguments
-                .training
-                .settings(*kind, sparse, (read, write), &opened, tokens)?;
         let job = Job {
             opened: &opened,
             model: arguments.source.path(),
@@ -195,7 +209,7 @@ fn make(arguments: &Compare, common: &Common) -> Result<Made> {
             folder: &folder,
             resume: arguments.resume && folder.exists(),
         };
-        let fitted = job.fit(&settings, common)?;
+        let fitted = job.fit(settings, common)?;
         parameters = densely_core::nn::parameter_count(&fitted.vs);
         let places = [InPlace {
             dictionary: &fitted.dictionary,
@@ -203,7 +217,7 @@ fn make(arguments: &Compare, common: &Common) -> Result<Made> {
             write,
         }];
         let options = evaluate_options(&arguments.texts, arguments.judging.ablation);
-        let mut bar = windows_bar(common.quiet);
+        let mut bar = saved_bar(common.quiet, &folder);
         let found = evaluate(&opened.model, &test, &places, &options, &mut bar)?;
         points.push(Point::new(*kind, *sparsity, &found)?);
         let path = arguments.out.join("compare.json");

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use super::super::model_name;
 use super::{
-    Judging, Storing, Texts, Watch, behind, evaluate_options, evaluation_words, windows_bar,
+    Judging, Storing, Texts, Watch, behind, enters, evaluate_options, evaluation_words, saved_bar,
 };
 use crate::Common;
 use crate::commands::lm::Source;
@@ -134,27 +134,14 @@ impl Training {
     }
 
     fn points_of(&self, layer: usize, kind: Kind, opened: &Opened) -> Result<(String, String)> {
-        let known = |end: &str| {
-            let name = format!("blocks.{layer}.{end}");
-            opened
-                .model
-                .hook_names()
-                .any(|own| own == name)
-                .then_some(name)
-        };
-        // A block whose MLP reads what attention reads has one norm alone.
-        let enters = known("ln2.hook_normalized").or_else(|| known("ln1.hook_normalized"));
         let leaves = format!("blocks.{layer}.hook_mlp_out");
         let read = match (&self.read, kind) {
             (Some(read), _) => read.clone(),
             (None, Kind::Sae) => self.write.clone().unwrap_or_else(|| leaves.clone()),
             // The MLP's input of the layer that is given.
             (None, _) => match &self.write {
-                Some(write) => {
-                    let layer = layer_of(&opened.model, write)?;
-                    format!("blocks.{layer}.ln2.hook_normalized")
-                }
-                None => enters.unwrap_or_else(|| leaves.clone()),
+                Some(write) => enters(&opened.model, layer_of(&opened.model, write)?)?,
+                None => enters(&opened.model, layer)?,
             },
         };
         let write = match (&self.write, kind) {
@@ -169,6 +156,10 @@ impl Training {
         );
         if from > to {
             let reason = format!("`{write}` is before `{read}`");
+            return Err(Error::config("--write", reason));
+        }
+        if kind != Kind::Sae && read == write {
+            let reason = format!("a {} gives another point than `{read}`", kind.name());
             return Err(Error::config("--write", reason));
         }
         if kind == Kind::Sae && read != write {
@@ -213,7 +204,8 @@ impl Training {
         {
             adam.lr = lr;
         }
-        let steps = settings.epochs * (tokens / settings.batch.max(1)).max(1) as u64;
+        let per_epoch = (tokens / settings.batch.max(1)).max(1) as u64;
+        let steps = settings.epochs.saturating_mul(per_epoch);
         settings.schedule.warmup_steps = match self.warmup {
             Some(warmup) => warmup,
             None => shortened(
@@ -234,11 +226,15 @@ impl Training {
             Activation::TopK { .. } => Few::TopK,
             Activation::BatchTopK { .. } => Few::BatchTopK,
             Activation::JumpRelu { .. } => Few::JumpRelu,
-            Activation::Relu | Activation::Gated => Few::Relu,
+            Activation::Relu {} | Activation::Gated {} => Few::Relu,
         };
         let few = self.activation.unwrap_or(own);
         let k = sparse.k.unwrap_or(32.0);
         let by_k = matches!(few, Few::TopK | Few::BatchTopK);
+        if matches!(few, Few::TopK) && k.fract() != 0.0 {
+            let reason = format!("must be whole for the k largest of a token, got {k}");
+            return Err(Error::config("--k", reason));
+        }
         if by_k && sparse.coefficient.is_some() {
             let reason = "is for features that are above 0 or a threshold; take --k";
             return Err(Error::config("--coefficient", reason));
@@ -253,7 +249,7 @@ impl Training {
                 rescale: false,
             },
             Few::BatchTopK => Activation::BatchTopK { k, rescale: false },
-            Few::Relu => Activation::Relu,
+            Few::Relu => Activation::Relu {},
             Few::JumpRelu => Activation::JumpRelu {
                 threshold: 0.01,
                 bandwidth: 0.05,
@@ -262,11 +258,11 @@ impl Training {
         };
         let objective = &mut dictionary.objective;
         match (few, &mut objective.sparsity) {
-            (Few::TopK | Few::BatchTopK, sparsity) => *sparsity = Sparsity::None,
+            (Few::TopK | Few::BatchTopK, sparsity) => *sparsity = Sparsity::None {},
             (Few::JumpRelu, sparsity) if !matches!(sparsity, Sparsity::L0 { .. }) => {
                 *sparsity = Sparsity::L0 { coefficient: 1e-3 };
             }
-            (Few::Relu, sparsity) if *sparsity == Sparsity::None => {
+            (Few::Relu, sparsity) if matches!(sparsity, Sparsity::None {}) => {
                 *sparsity = Sparsity::L1 {
                     coefficient: 1e-3,
                     by_norm: true,
@@ -275,7 +271,7 @@ impl Training {
             _ => (),
         }
         if !by_k && matches!(objective.dead, Dead::AuxK { .. }) && self.activation.is_some() {
-            objective.dead = Dead::Nothing;
+            objective.dead = Dead::Nothing {};
         }
         if let (
             Some(given),
@@ -476,7 +472,7 @@ fn make(arguments: &Train, common: &Common, tell: &mut dyn FnMut(&Made)) -> Resu
         let made = Made {
             evaluation,
             seconds: begun.elapsed().as_secs_f64(),
-            tokens: tokens as u64 * settings.epochs,
+            tokens: (tokens as u64).saturating_mul(fitted.epochs),
             harvested: train_on.harvested(),
             folder,
             fitted,
@@ -512,7 +508,7 @@ fn judge(
         write: &settings.write,
     }];
     let options = evaluate_options(&arguments.texts, arguments.judging.ablation);
-    let mut bar = windows_bar(common.quiet);
+    let mut bar = saved_bar(common.quiet, job.folder);
     evaluate(&job.opened.model, test, &places, &options, &mut bar)
 }
 
@@ -634,12 +630,17 @@ fn print(arguments: &Train, made: &Made, common: &Common) {
     } else {
         "activations from the store; ".to_owned()
     };
+    let sparse = made.fitted.sparse.map_or_else(String::new, |share| {
+        format!(
+            ", {:.0} % of the steps on active features alone",
+            100.0 * share
+        )
+    });
     println!(
-        "{} steps over {} tokens, {:.1} % dead, {:.0} % of the steps on active features alone; {speed}{:.0} s{}",
+        "{} steps over {} tokens, {:.1} % dead{sparse}; {speed}{:.0} s{}",
         made.fitted.steps,
         made.tokens,
         100.0 * made.fitted.dead,
-        100.0 * made.fitted.sparse,
         made.seconds,
         peak.map_or_else(String::new, |mb| format!(", {mb:.0} MB at most"))
     );
