@@ -134,24 +134,38 @@ impl Sizes {
 }
 
 /// Bytes that a graph takes beside model and dictionaries, before it is made.
+///
+/// They are counted from the tensors that [`Graph::new`], [`Graph::scores`] and [`Graph::prune`] hold at once, for the largest number of logits. What grows
+/// with nodes alone and not with their pairs is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// Active features of the prompt, of which [`GraphOptions::features`] become nodes.
     pub active: usize,
-    /// What active features write, held by the [`Local`] already.
+    /// What active features write, held by the [`Local`] already, where the model is.
     pub writes: u64,
-    /// The rows of the graph, twice while it is put in order.
+    /// The rows of the finished graph, on the CPU.
     pub rows: u64,
-    /// One batch on its way through a layer.
+    /// The most that is alive beside them at once, on the CPU. It is the largest of three: the rows as they were made, with the columns of all active
+    /// features, while they are put in order; these and their shares, in place of the finished ones, while features are ranked; and in pruning the shares
+    /// of the finished rows with either the sorted scores of edges or a byte for each edge.
+    pub work: u64,
+    /// One batch on its way through a layer, where the model is.
     pub batch: u64,
 }
 
 impl Memory {
-    /// Of all together.
+    /// Of all together, at most, wherever it is.
     pub const fn total(&self) -> u64 {
-        self.writes
-            .saturating_add(self.rows)
-            .saturating_add(self.batch)
+        self.writes.saturating_add(self.needed(Device::Cpu))
+    }
+
+    /// Of what is not held yet, at most, on the CPU, for a model on a device.
+    pub const fn needed(&self, device: Device) -> u64 {
+        let own = self.rows.saturating_add(self.work);
+        match device {
+            Device::Cpu => own.saturating_add(self.batch),
+            _ => own,
+        }
     }
 }
 
@@ -303,17 +317,29 @@ impl Local<'_> {
         let all: usize = all.map(|active| active.values.len()).sum();
         let (length, width) = (self.ids.len() as u64, config.d_model as u64);
         let bytes = self.replacement.kind().elt_size_in_bytes() as u64;
-        let most = options.features.min(walk.features.len());
+        let total = walk.features.len();
+        let most = options.features.min(total);
         let logits = (options.logits as i64).clamp(0, config.vocab_size) as usize;
-        let rows = (most + logits) as u64 * (walk.columns + logits) as u64;
-        // The gradient, its sum and its share through the norm, and queries and values of heads.
-        let heads = 3 * (config.n_heads * config.d_head) as u64;
-        let one = length * (4 * width + heads) + walk.columns as u64;
+        let rest = walk.columns - total; // errors and tokens
+        let (targets, nodes) = ((most + logits) as u64, (most + rest + logits) as u64);
+        let made = targets * walk.columns as u64 * bytes;
+        let rows = targets * nodes * bytes;
+        let ranking = if most < total { 2 * made } else { 0 };
+        // Edges between features lead up, so that at most half of the pairs have one; scores are sorted in double precision.
+        let edges = most * most.saturating_sub(1) / 2 + most * rest + logits * (most + rest);
+        let pruning = 2 * rows + (8 * edges as u64).max(targets * nodes);
+        let peak = ranking.max(made + rows).max(pruning);
+        // The gradient and its way through the norm; heads before and behind their patterns; the patterns, once for each target; the row, and values for it.
+        let heads = config.n_heads as u64;
+        let values = heads * config.d_head as u64;
+        let one = length * (5 * width + 4 * values + heads * length) + 2 * walk.columns as u64;
+        let batch = options.batch.min(most.max(logits)) as u64;
         Ok(Memory {
-            active: walk.features.len(),
+            active: total,
             writes: all as u64 * width * bytes,
-            rows: 2 * rows * bytes,
-            batch: (options.batch as u64).saturating_mul(one * bytes),
+            rows,
+            work: peak - rows,
+            batch: batch * one * bytes,
         })
     }
 }
@@ -375,22 +401,12 @@ fn assemble(
     let nodes: Vec<i64> = sorted.iter().map(|(feature, _)| *feature as i64).collect();
     let rest = total as i64..walk.columns as i64;
     let columns: Vec<i64> = nodes.iter().copied().chain(rest).collect();
-    let ordered = rows.f_index_select(0, &Tensor::f_from_slice(&rows_of)?)?;
-    let sums = |xs: &Tensor| -> Result<Vec<f64>> {
-        numbers(&xs.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?)
-    };
-    let all = sums(&ordered.f_narrow(1, 0, total as i64)?)?;
-    let kept = ordered.f_index_select(1, &Tensor::f_from_slice(&columns)?)?;
-    let own = sums(&kept.f_narrow(1, 0, nodes.len() as i64)?)?;
+    let (ordered, sums) = arranged(rows, &rows_of, &columns, [total, nodes.len()], logits)?;
     let left_out = if order.len() == total {
-        vec![0.0; own.len()]
+        vec![0.0; rows_of.len()]
     } else {
-        all.iter().zip(&own).map(|(all, own)| all - own).collect()
+        sums.iter().map(|[all, own]| all - own).collect()
     };
-    let none = Tensor::f_zeros(
-        [rows_of.len() as i64, logits as i64],
-        (rows.kind(), Device::Cpu),
-    )?;
     let length = local.ids.len();
     let layers = local.layers.len();
     let features = sorted.iter().map(|(feature, _)| walk.node(*feature));
@@ -423,7 +439,7 @@ fn assemble(
             logits,
         },
         nodes: list,
-        rows: Tensor::f_cat(&[kept, none], 1)?,
+        rows: ordered,
         bias: rows_of
             .iter()
             .filter_map(|row| bias.get(*row as usize).copied())
@@ -431,4 +447,35 @@ fn assemble(
         left_out,
         values,
     })
+}
+
+/// Some rows and columns in another order, with columns of zeros for logits behind them, and of each row what it sums to over all features and over those
+/// that are nodes: `features` are their numbers, and they are the first columns.
+///
+/// It goes row by row, so that no more than `rows` and the result are in memory.
+fn arranged(
+    rows: &Tensor,
+    rows_of: &[i64],
+    columns: &[i64],
+    features: [usize; 2],
+    logits: usize,
+) -> Result<(Tensor, Vec<[f64; 2]>)> {
+    let width = columns.len() as i64;
+    let size = [rows_of.len() as i64, width + logits as i64];
+    let ordered = Tensor::f_zeros(size, (rows.kind(), Device::Cpu))?;
+    let columns = Tensor::f_from_slice(columns)?;
+    let sum = |xs: &Tensor, count: usize| -> Result<f64> {
+        let own = xs.f_narrow(0, 0, count as i64)?;
+        Ok(own.f_sum(Kind::Double)?.f_double_value(&[])?)
+    };
+    let [all, own] = features;
+    let mut sums = Vec::with_capacity(rows_of.len());
+    for (at, row) in rows_of.iter().enumerate() {
+        let made = rows.f_select(0, *row)?;
+        let kept = made.f_index_select(0, &columns)?;
+        let mut place = ordered.f_select(0, at as i64)?.f_narrow(0, 0, width)?;
+        place.f_copy_(&kept)?;
+        sums.push([sum(&made, all)?, sum(&kept, own)?]);
+    }
+    Ok((ordered, sums))
 }

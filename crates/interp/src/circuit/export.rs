@@ -111,6 +111,8 @@ pub struct Labels {
     pub scan: String,
     /// Names of the transcoders of each layer.
     pub transcoders: Vec<String>,
+    /// The text of the whole prompt.
+    pub prompt: String,
     /// The text of each token of the prompt.
     pub tokens: Vec<String>,
     /// The text of each logit's token, in their order.
@@ -145,24 +147,26 @@ impl GraphFile {
         let before_logits = graph.sizes.nodes() - graph.sizes.logits;
         let mut links = Vec::new();
         let mut is_linked = vec![false; graph.nodes.len()];
-        let places = pruned.edges.f_nonzero()?;
-        let weights = graph.rows.f_masked_select(&pruned.edges)?;
-        let places = Vec::<i64>::try_from(&places.f_reshape([-1])?)?;
-        for (place, weight) in places.chunks_exact(2).zip(numbers(&weights)?) {
-            let (row, source) = (place[0] as usize, place[1] as usize);
+        // Row by row: a mask over all of them at once takes sixteen bytes for each entry.
+        for row in 0..graph.sizes.rows() {
             let target = if row < graph.sizes.features {
                 row
             } else {
                 before_logits + row - graph.sizes.features
             };
-            if is_kept(source) && is_kept(target) {
-                is_linked[source] = true;
-                is_linked[target] = true;
-                links.push(Link {
-                    source: name(graph, source),
-                    target: name(graph, target),
-                    weight,
-                });
+            if !is_kept(target) {
+                continue;
+            }
+            for (source, weight) in row_edges(graph, pruned, row as i64)? {
+                if is_kept(source) {
+                    is_linked[source] = true;
+                    is_linked[target] = true;
+                    links.push(Link {
+                        source: name(graph, source),
+                        target: name(graph, target),
+                        weight,
+                    });
+                }
             }
         }
         let cumulative = numbers(&pruned.cumulative)?;
@@ -181,7 +185,7 @@ impl GraphFile {
                 },
                 transcoder_list: labels.transcoders.clone(),
                 prompt_tokens: labels.tokens.clone(),
-                prompt: labels.tokens.concat(),
+                prompt: labels.prompt.clone(),
                 node_threshold: labels.node_share,
                 schema_version: Some(1),
             },
@@ -216,6 +220,11 @@ impl GraphFile {
             let reason = format!("must be of letters, digits, `-`, `_` and `.`, got `{slug}`");
             return Err(Error::config("slug", reason));
         }
+        // Some file systems take names for the same whatever the case of their letters.
+        if slug.eq_ignore_ascii_case("graph-metadata") {
+            let reason = "`graph-metadata` is the list's own name";
+            return Err(Error::config("slug", reason));
+        }
         self.write(&folder.join(format!("{slug}.json")))?;
         let path = folder.join("graph-metadata.json");
         let mut list = match std::fs::read(&path) {
@@ -245,6 +254,17 @@ fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
         .map_err(|error| Error::corrupt(path, error.to_string()))?;
     bytes.push(b'\n');
     Ok(bytes)
+}
+
+/// The sources and weights of a row's edges that are left.
+fn row_edges(graph: &Graph, pruned: &Pruned, row: i64) -> Result<Vec<(usize, f64)>> {
+    let kept = numbers(&pruned.edges.f_select(0, row)?)?;
+    let weights = numbers(&graph.rows.f_select(0, row)?)?;
+    let all = kept.into_iter().zip(weights).enumerate();
+    Ok(all
+        .filter(|(_, (kept, _))| *kept != 0.0)
+        .map(|(source, (_, weight))| (source, weight))
+        .collect())
 }
 
 /// A node's name in files and pages.

@@ -33,11 +33,27 @@ pub struct Scores {
     pub completeness: f64,
 }
 
+/// Numbers that are read at once where all of a graph's are looked through.
+const SLICE: i64 = 1 << 16;
+
 /// Entries as shares of their row's absolute sum.
 fn shares(rows: &Tensor) -> Result<Tensor> {
-    let sizes = rows.f_abs()?;
+    into_shares(rows.f_abs()?)
+}
+
+/// The same of what is 0 or above, in its place.
+fn into_shares(mut sizes: Tensor) -> Result<Tensor> {
     let sums = sizes.f_sum_dim_intlist([1i64].as_slice(), true, None::<Kind>)?;
-    Ok(sizes.f_div(&sums.f_clamp_min(LEAST)?)?)
+    let _ = sizes.f_div_(&sums.f_clamp_min(LEAST)?)?;
+    Ok(sizes)
+}
+
+/// Multiplies rows and columns of nodes that are gone by zero, in place.
+fn keep(sizes: &Sizes, xs: &mut Tensor, nodes: &Tensor) -> Result<()> {
+    let nodes = nodes.f_to_kind(xs.kind())?;
+    let _ = xs.f_mul_(&with_rows(sizes, &nodes)?.f_unsqueeze(1)?)?; // [rows, 1]
+    let _ = xs.f_mul_(&nodes.f_unsqueeze(0)?)?; // [1, nodes]
+    Ok(())
 }
 
 /// Weights of the logits as a row of all nodes, `[nodes]`.
@@ -125,17 +141,35 @@ pub(super) fn partial_influence(
     numbers(&sum)
 }
 
-/// The score down to which the largest ones make up a share of all.
-fn threshold(scores: &Tensor, share: f64) -> Result<Tensor> {
-    let (sorted, _) = scores.f_reshape([-1])?.f_sort(0, true)?;
-    let total = sorted.f_sum(None::<Kind>)?;
-    let below = sorted
-        .f_cumsum(0, None::<Kind>)?
-        .f_div(&total)?
-        .f_lt(share)?;
-    let place = below.f_sum(Kind::Int64)?.f_int64_value(&[])?;
-    let last = sorted.size().first().copied().unwrap_or(1) - 1;
-    Ok(sorted.f_select(0, place.min(last))?)
+/// The numbers that are not zero.
+fn nonzero(scores: &Tensor) -> Result<Vec<f64>> {
+    let count = scores.f_count_nonzero(None::<i64>)?.f_int64_value(&[])?;
+    let mut found = Vec::with_capacity(count as usize);
+    let flat = scores.f_reshape([-1])?;
+    let all = flat.numel() as i64;
+    for start in (0..all).step_by(SLICE as usize) {
+        let some = numbers(&flat.f_narrow(0, start, SLICE.min(all - start))?)?;
+        found.extend(some.into_iter().filter(|score| *score != 0.0));
+    }
+    Ok(found)
+}
+
+/// The score down to which the largest ones make up a share of all. Scores are 0 or above, and most edges' are 0: those come last, and are not sorted.
+///
+/// They are taken out slice by slice: a mask over all of them takes sixteen bytes for each, and a sorted tensor brings its order along.
+fn threshold(scores: &Tensor, share: f64) -> Result<f64> {
+    let mut sorted = nonzero(scores)?;
+    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+    let total: f64 = sorted.iter().sum();
+    let mut sum = 0.0;
+    for score in &sorted {
+        sum += score;
+        if sum / total >= share {
+            return Ok(*score);
+        }
+    }
+    // Nothing is left but zeros.
+    Ok(0.0)
 }
 
 /// Keeps the nodes that have `node_share` of all influence, then the edges that have `edge_share` of what is left; nodes that lose all edges out of them, and
@@ -165,18 +199,17 @@ pub fn prune(
     let inner = (sizes.features + sizes.errors) as i64;
     let rest = sizes.nodes() as i64 - inner;
     let always = Tensor::f_ones([rest], (Kind::Bool, rows.device()))?;
-    let kept = influence.f_ge_tensor(&threshold(&influence, node_share)?)?;
+    let kept = influence.f_ge(threshold(&influence, node_share)?)?;
     let mut nodes = Tensor::f_cat(&[&kept.f_narrow(0, 0, inner)?, &always], 0)?;
 
-    let mask = |nodes: &Tensor| -> Result<Tensor> {
-        let own = with_rows(sizes, nodes)?.f_unsqueeze(1)?;
-        Ok(own.f_logical_and(&nodes.f_unsqueeze(0)?)?)
-    };
-    let left = rows.f_mul(&mask(&nodes)?.f_to_kind(rows.kind())?)?;
-    let left = shares(&left)?;
-    let outputs = summed(sizes, &left, &weights)?.f_add(&weights)?;
-    let scores = left.f_mul(&with_rows(sizes, &outputs)?.f_unsqueeze(1)?)?;
-    let mut edges = scores.f_ge_tensor(&threshold(&scores, edge_share)?)?;
+    // In place, step by step: each of these is as large as the graph.
+    let mut left = rows.f_abs()?;
+    keep(sizes, &mut left, &nodes)?;
+    let mut scores = into_shares(left)?;
+    let outputs = summed(sizes, &scores, &weights)?.f_add(&weights)?;
+    let _ = scores.f_mul_(&with_rows(sizes, &outputs)?.f_unsqueeze(1)?)?;
+    let mut edges = scores.f_ge(threshold(&scores, edge_share)?)?;
+    drop(scores);
 
     let features = sizes.features as i64;
     // Nothing is asked of what feeds an error.
@@ -195,7 +228,7 @@ pub fn prune(
         if same {
             break;
         }
-        edges = edges.f_logical_and(&mask(&nodes)?)?;
+        keep(sizes, &mut edges, &nodes)?;
     }
 
     let (sorted, order) = influence.f_sort(0, true)?;

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 
-use densely_core::{Error, Result};
+use densely_core::{Error, Result, check};
+use densely_data::table::available_memory;
 use densely_interp::activations::layer_of;
 use densely_interp::circuit::export::{GraphFile, Labels};
 use densely_interp::circuit::page::{Effect, FeatureDetail, Page};
@@ -14,12 +15,13 @@ use densely_interp::circuit::{
 };
 use densely_interp::corpus::{Corpus, CorpusOptions, Documents};
 use densely_interp::dictionary::examples::{Example, Survey, Surveyed};
+use densely_interp::dictionary::fit;
 use densely_interp::dictionary::folder::Opened as OpenedDictionary;
 use densely_lm::{Opened, Tokenizer};
 use serde_json::{Value, json};
 
 use super::model_name;
-use super::transcoder::{open_dictionary, windows_bar};
+use super::transcoder::{enters, open_dictionary, points_of, windows_bar};
 use crate::Common;
 use crate::commands::lm::Source;
 
@@ -31,8 +33,13 @@ use crate::commands::lm::Source;
 pub(crate) struct Circuit {
     #[command(flatten)]
     source: Source,
-    /// Transcoders, of a layer each.
-    #[arg(long, required = true, value_name = "DIR", value_delimiter = ',')]
+    /// Transcoders, of a layer each; `8=DIR` or `blocks.8.hook_mlp_out=DIR` says where one stands that does not say so itself.
+    #[arg(
+        long,
+        required = true,
+        value_name = "[LAYER=]DIR",
+        value_delimiter = ','
+    )]
     dictionary: Vec<PathBuf>,
     /// Text of a prompt; may be given several times.
     #[arg(long, required = true, value_name = "TEXT")]
@@ -74,14 +81,56 @@ pub(crate) struct Circuit {
 
 /// Transcoders, with the points that they stand between.
 pub(super) struct Transcoders {
-    all: Vec<(OpenedDictionary, String, String)>,
+    pub(super) all: Vec<(OpenedDictionary, String, String)>,
+}
+
+/// A folder, and the layer or point that is named before it: `8=DIR`. What is there under its whole name is a folder.
+fn placed(text: &FilePath) -> (&FilePath, Option<&str>) {
+    if text.exists() {
+        return (text, None);
+    }
+    match text.to_str().and_then(|text| text.split_once('=')) {
+        Some((place, folder)) => (FilePath::new(folder), Some(place)),
+        None => (text, None),
+    }
+}
+
+fn open_placed(
+    text: &FilePath,
+    opened: &Opened,
+    common: &Common,
+) -> Result<(OpenedDictionary, String, String)> {
+    let (path, Some(place)) = placed(text) else {
+        return open_dictionary(text, None, None, common).map_err(|error| match error {
+            Error::Config { field, .. } if field == "--read" || field == "--write" => {
+                let reason = format!(
+                    "{0} does not say where it stands: write `LAYER={0}`",
+                    text.display()
+                );
+                Error::config("--dictionary", reason)
+            }
+            other => other,
+        });
+    };
+    let write = match place.parse::<usize>() {
+        Ok(layer) => format!("blocks.{layer}.hook_mlp_out"),
+        Err(_) => place.to_owned(),
+    };
+    let layer = layer_of(&opened.model, &write)?;
+    let dictionary = fit::open(path, common.device)?;
+    let read = match dictionary.metadata.hook_name {
+        Some(_) => None,
+        None => Some(enters(&opened.model, layer)?),
+    };
+    let (read, write) = points_of(&dictionary, path, read.as_deref(), Some(&write))?;
+    Ok((dictionary, read, write))
 }
 
 impl Transcoders {
     pub(super) fn open(paths: &[PathBuf], opened: &Opened, common: &Common) -> Result<Self> {
         let all = paths
             .iter()
-            .map(|path| open_dictionary(path, None, None, common))
+            .map(|path| open_placed(path, opened, common))
             .collect::<Result<Vec<_>>>()?;
         let mut layers = BTreeSet::new();
         for ((_, read, write), path) in all.iter().zip(paths) {
@@ -132,12 +181,14 @@ pub(super) fn run(arguments: &Circuit, common: &Common) -> Result<()> {
     let opened = arguments.source.open(common)?;
     let transcoders = Transcoders::open(&arguments.dictionary, &opened, common)?;
     let replacement = transcoders.replacement(&opened)?;
+    let prompts = prompts(arguments, &opened)?;
     let surveys = surveys(arguments, &opened, &transcoders, common)?;
     std::fs::create_dir_all(&arguments.out).map_err(Error::io(&arguments.out))?;
     // The list of graphs has a name of its own.
     let mut names = BTreeSet::from(["graph-metadata".to_owned()]);
     let mut whole = Vec::new();
-    for prompt in &arguments.prompt {
+    let mut ended = Ok(());
+    for (prompt, ids) in arguments.prompt.iter().zip(&prompts) {
         let base = slug(prompt);
         let mut name = base.clone();
         for count in 2.. {
@@ -146,18 +197,83 @@ pub(super) fn run(arguments: &Circuit, common: &Common) -> Result<()> {
             }
             name = format!("{base}-{count}");
         }
-        let ids = tokens(&opened.tokenizer, prompt, !arguments.no_bos)?;
-        let local = Local::new(&replacement, &ids)?;
-        let made = one(arguments, &opened, &replacement, &local, &surveys, &name)?;
-        if !common.json {
-            println!("{}", made.words);
+        let made = Local::new(&replacement, ids)
+            .and_then(|local| one(arguments, &opened, &replacement, &local, &surveys, &name));
+        match made {
+            Ok(made) => {
+                if !common.json {
+                    println!("{}", made.words);
+                }
+                whole.push(made.json);
+            }
+            // The graphs before it are written, and told of.
+            Err(error) => {
+                ended = Err(error);
+                break;
+            }
         }
-        whole.push(made.json);
     }
     if common.json {
         println!("{}", json!(whole));
     }
-    Ok(())
+    ended
+}
+
+/// The prompts' tokens. What can be wrong with them, and with the shares, is said before the survey, which takes minutes.
+fn prompts(arguments: &Circuit, opened: &Opened) -> Result<Vec<Vec<i64>>> {
+    for (name, share) in [("--nodes", arguments.nodes), ("--edges", arguments.edges)] {
+        if !(0.0..=1.0).contains(&share) {
+            let reason = format!("must lie in 0 to 1, got {share}");
+            return Err(Error::config(name, reason));
+        }
+    }
+    graph_options(arguments).validate()?;
+    check::positive("--paths", arguments.paths.unwrap_or(1) as i64)?;
+    check::positive("--steps", arguments.steps as i64)?;
+    let most = opened.model.config().n_ctx as usize;
+    let ids_of = |prompt: &String| {
+        let ids = tokens(&opened.tokenizer, prompt, !arguments.no_bos)?;
+        if ids.len() > most {
+            let reason = format!(
+                "{} tokens are more than the {most} that the model takes",
+                ids.len()
+            );
+            return Err(Error::config("--prompt", reason));
+        }
+        Ok(ids)
+    };
+    arguments.prompt.iter().map(ids_of).collect()
+}
+
+fn graph_options(arguments: &Circuit) -> GraphOptions {
+    GraphOptions {
+        features: arguments.features,
+        logits: arguments.logits,
+        logit_probability: arguments.probability,
+        ..GraphOptions::default()
+    }
+}
+
+fn path_options(count: usize, steps: usize) -> PathOptions {
+    PathOptions {
+        iterations: steps,
+        branches: count,
+        ..PathOptions::default()
+    }
+}
+
+/// A token as text; one whose bytes are no text of their own by its bytes.
+fn shown(tokenizer: &Tokenizer, id: i64) -> Result<String> {
+    let bytes = tokenizer.bytes(id).unwrap_or_default();
+    if std::str::from_utf8(&bytes).is_ok() {
+        return tokenizer.piece(id);
+    }
+    let mut all = String::new();
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(all, "<0x{byte:02X}>");
+    }
+    Ok(all)
 }
 
 /// Where features fire most, by layer.
@@ -260,18 +376,25 @@ fn one(
     name: &str,
 ) -> Result<Made> {
     let tokenizer = &opened.tokenizer;
-    let options = GraphOptions {
-        features: arguments.features,
-        logits: arguments.logits,
-        logit_probability: arguments.probability,
-        ..GraphOptions::default()
-    };
+    let options = graph_options(arguments);
     let memory = local.memory(&options)?;
+    let free = available_memory();
     tracing::info!(
-        "{name}: {} active features; the graph takes {:.0} MB",
+        "{name}: {} active features; the graph takes at most {:.0} MB of {:.0}",
         memory.active,
-        memory.total() as f64 / 1e6
+        memory.total() as f64 / 1e6,
+        free as f64 / 1e6
     );
+    let needed = memory.needed(opened.model.device());
+    if needed > free && FilePath::new("/proc/meminfo").exists() {
+        let reason = format!(
+            "of {} the graph of `{name}` takes up to {:.1} GB more, and {:.1} GB are free: fewer, or a shorter prompt",
+            arguments.features,
+            needed as f64 / 1e9,
+            free as f64 / 1e9
+        );
+        return Err(Error::config("--features", reason));
+    }
     let graph = Graph::new(local, &options)?;
     let complete = graph
         .completeness()?
@@ -280,7 +403,7 @@ fn one(
         .fold(0.0, f64::max);
     let scores = graph.scores()?;
     let pruned = graph.prune(arguments.nodes, arguments.edges)?;
-    let piece = |id: &i64| tokenizer.piece(*id);
+    let piece = |id: &i64| shown(tokenizer, *id);
     let logits = graph.nodes.iter().filter_map(|node| match node {
         Node::Logit { id, .. } => Some(*id),
         _ => None,
@@ -295,6 +418,7 @@ fn one(
             .iter()
             .map(|path| path.display().to_string())
             .collect(),
+        prompt: tokenizer.decode(local.ids())?,
         tokens: local.ids().iter().map(piece).collect::<Result<_>>()?,
         logits: logits.iter().map(piece).collect::<Result<_>>()?,
         node_share: Some(arguments.nodes),
@@ -304,7 +428,7 @@ fn one(
     let details = details(opened, replacement, surveys, &graph, &pruned.nodes)?;
     let (nodes, links) = (file.nodes.len(), file.links.len());
     let page = Page {
-        title: labels.tokens.concat(),
+        title: labels.prompt.clone(),
         source: format!("{model}, {} transcoders", arguments.dictionary.len()),
         graph: file,
         features: details,
@@ -354,7 +478,7 @@ fn details(
         side.iter()
             .map(|(id, value)| {
                 Ok(Effect {
-                    token: opened.tokenizer.piece(*id)?,
+                    token: shown(&opened.tokenizer, *id)?,
                     value: *value,
                 })
             })
@@ -392,12 +516,8 @@ fn best_paths(
     steps: usize,
 ) -> Result<Vec<(String, f64)>> {
     let root = local.logit(local.ids().len() - 1, &[(logit, 1.0)])?;
-    let options = PathOptions {
-        iterations: steps,
-        branches: count,
-        ..PathOptions::default()
-    };
-    let name = opened.tokenizer.piece(logit)?;
+    let options = path_options(count, steps);
+    let name = shown(&opened.tokenizer, logit)?;
     let mut all: Vec<(String, f64)> = greedy_paths(local, &root, None, &options)?
         .into_iter()
         .flatten()

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use densely_core::{Error, Result};
-use densely_interp::circuit::{Local, PathOptions, Place, Sublayer, greedy_paths};
+use densely_interp::circuit::{Direction, Local, PathOptions, Place, Sublayer, greedy_paths};
 use densely_interp::dictionary::evaluate::{InPlace, replaced_run};
 use densely_lm::process::{Processing, process};
 use densely_lm::{Opened, Run};
@@ -11,7 +11,6 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::circuit::{Transcoders, path_words};
-use super::transcoder::open_dictionary;
 use crate::Common;
 use crate::commands::lm::Source;
 
@@ -23,8 +22,8 @@ use crate::commands::lm::Source;
 pub(crate) struct GreaterThan {
     #[command(flatten)]
     source: Source,
-    /// Transcoders, of a layer each; each stands in its MLP's place alone for the second figure.
-    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    /// Transcoders, of a layer each; each stands in its MLP's place alone for the second figure. `8=DIR` says the layer of one that does not say it itself.
+    #[arg(long, value_name = "[LAYER=]DIR", value_delimiter = ',')]
     dictionary: Vec<PathBuf>,
     /// Fold norms, centre what is written and the unembedding, as the released transcoders were trained.
     #[arg(long)]
@@ -62,15 +61,35 @@ fn metric(logits: &Tensor, digits: &[i64], year: i64) -> Result<f64> {
     Ok(2.0 * later - 1.0)
 }
 
-/// A prompt's tokens, or none where its year is not two tokens.
-fn prompt(opened: &Opened, year: i64) -> Result<Vec<i64>> {
+/// A prompt's tokens, or none where its year is not the century's token and that of its two digits.
+fn prompt(opened: &Opened, year: i64, digits: &[i64]) -> Result<Option<Vec<i64>>> {
+    let tokenizer = &opened.tokenizer;
+    let own = tokenizer.encode_plain(&format!(" 17{year:02}"))?;
+    let splits = own.len() == 2 && own.last() == digits.get(year as usize);
+    if !splits {
+        return Ok(None);
+    }
     let text = format!("The war lasted from 17{year:02} to 17");
-    Ok(opened
-        .tokenizer
-        .bos()
-        .into_iter()
-        .chain(opened.tokenizer.encode_plain(&text)?)
-        .collect())
+    let ids = tokenizer.encode_plain(&text)?;
+    Ok(Some(tokenizer.bos().into_iter().chain(ids).collect()))
+}
+
+/// What makes "40" likelier than "20". As published, the difference of the two columns read in the last residual where norms are folded into what reads
+/// them; else the difference of the two logits, whose norm has weights of its own.
+fn root(opened: &Opened, local: &Local, digits: &[i64], processed: bool) -> Result<Direction> {
+    let of = |number: usize| digits.get(number).copied().unwrap_or(0);
+    let last = local.ids().len() - 1;
+    if !processed {
+        return local.logit_difference(last, of(40), of(20));
+    }
+    let unembedding = opened.model.w_u()?;
+    let column = |number| unembedding.f_select(1, of(number));
+    let place = Place {
+        layer: opened.model.config().n_layers - 1,
+        sublayer: Sublayer::Post,
+        token: last,
+    };
+    local.residual(place, &column(40)?.f_sub(&column(20)?)?)
 }
 
 pub(super) fn run(arguments: &GreaterThan, common: &Common) -> Result<()> {
@@ -80,11 +99,29 @@ pub(super) fn run(arguments: &GreaterThan, common: &Common) -> Result<()> {
         opened.model = process(&opened.model, &what)?;
     }
     let digits = digits(&opened)?;
-    let years: Vec<i64> = (2..=98).collect();
+    let mut prompts = Vec::new();
+    for year in 2..=98 {
+        if let Some(ids) = prompt(&opened, year, &digits)? {
+            prompts.push((year, ids));
+        }
+    }
+    if prompts.is_empty() {
+        return Err(Error::Unsupported {
+            what: "a tokeniser that takes no year of the 18th century as two tokens".to_owned(),
+            hint: "the study is of models whose years are two tokens, such as GPT-2".to_owned(),
+        });
+    }
+    if prompts.len() < 97 {
+        tracing::warn!(
+            "{} of 97 years are left out: they are not two tokens",
+            97 - prompts.len()
+        );
+    }
+    let transcoders = Transcoders::open(&arguments.dictionary, &opened, common)?;
     let mean = |place: Option<&InPlace>| -> Result<f64> {
         let mut sum = 0.0;
-        for year in &years {
-            let ids = Tensor::from_slice(&prompt(&opened, *year)?)
+        for (year, ids) in &prompts {
+            let ids = Tensor::f_from_slice(ids)?
                 .f_unsqueeze(0)?
                 .f_to_device(opened.model.device())?;
             let logits = tch::no_grad(|| match place {
@@ -94,36 +131,25 @@ pub(super) fn run(arguments: &GreaterThan, common: &Common) -> Result<()> {
             let last = logits.f_select(1, logits.size()[1] - 1)?.f_select(0, 0)?;
             sum += metric(&last, &digits, *year)?;
         }
-        Ok(sum / years.len() as f64)
+        Ok(sum / prompts.len() as f64)
     };
     let original = mean(None)?;
     let mut replaced = Vec::new();
-    for path in &arguments.dictionary {
-        let (dictionary, read, write) = open_dictionary(path, None, None, common)?;
+    for (dictionary, read, write) in &transcoders.all {
         let place = InPlace {
             dictionary: &dictionary.dictionary,
-            read: &read,
-            write: &write,
+            read,
+            write,
         };
         replaced.push((write.clone(), mean(Some(&place))?));
     }
     let mut paths = Vec::new();
-    if !arguments.dictionary.is_empty() {
-        let transcoders = Transcoders::open(&arguments.dictionary, &opened, common)?;
+    // The prompt with 35, or the one nearest to it.
+    let near = prompts.iter().min_by_key(|(year, _)| (year - 35).abs());
+    if let (false, Some((_, ids))) = (transcoders.all.is_empty(), near) {
         let replacement = transcoders.replacement(&opened)?;
-        let ids = prompt(&opened, 35)?;
-        let local = Local::new(&replacement, &ids)?;
-        let unembedding = opened.model.w_u()?;
-        let of = |number: usize| {
-            let id = digits.get(number).copied().unwrap_or(0);
-            unembedding.f_select(1, id)
-        };
-        let place = Place {
-            layer: opened.model.config().n_layers - 1,
-            sublayer: Sublayer::Post,
-            token: ids.len() - 1,
-        };
-        let root = local.residual(place, &of(40)?.f_sub(&of(20)?)?)?;
+        let local = Local::new(&replacement, ids)?;
+        let root = root(&opened, &local, &digits, arguments.processed)?;
         let options = PathOptions {
             iterations: 3,
             branches: arguments.paths,
@@ -151,7 +177,7 @@ pub(super) fn run(arguments: &GreaterThan, common: &Common) -> Result<()> {
     }
     println!(
         "P(later) - P(not later), mean over {} years: {original:.5} of the model",
-        years.len()
+        prompts.len()
     );
     for (write, value) in &replaced {
         println!("  {value:.5} with a transcoder for {write}");

@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use densely_core::{Error, Result};
-use densely_interp::activations::{ActivationOptions, Activations};
+use densely_interp::activations::{ActivationOptions, Activations, layer_of};
 use densely_interp::corpus::{Corpus, CorpusOptions, Documents};
 use densely_interp::dictionary::evaluate::{Ablation, EvaluateOptions, Evaluation};
 use densely_interp::dictionary::fit::{self, Event};
@@ -275,6 +275,17 @@ pub(super) fn open_dictionary(
     common: &Common,
 ) -> Result<(OpenedDictionary, String, String)> {
     let opened = fit::open(path, common.device)?;
+    let (read, write) = points_of(&opened, path, read, write)?;
+    Ok((opened, read, write))
+}
+
+/// The points that a dictionary belongs to: its own, unless others are named.
+pub(super) fn points_of(
+    opened: &OpenedDictionary,
+    path: &Path,
+    read: Option<&str>,
+    write: Option<&str>,
+) -> Result<(String, String)> {
     tracing::info!("{}: {}", path.display(), opened.described);
     let missing = |option: &str| {
         let reason = format!("is not said by {}: name it", path.display());
@@ -297,7 +308,7 @@ pub(super) fn open_dictionary(
             .or_else(|| behind(&read))
             .ok_or_else(|| missing("--write"))?,
     };
-    Ok((opened, read, write))
+    Ok((read, write))
 }
 
 /// The MLP's output of the layer that a point belongs to.
@@ -308,6 +319,8 @@ fn behind(read: &str) -> Option<String> {
 
 /// The point at which a layer's MLP is entered. A block whose MLP reads what attention reads has one norm alone.
 pub(super) fn enters(model: &Lm, layer: usize) -> Result<String> {
+    // A layer that is not there is told as such.
+    let _ = layer_of(model, &format!("blocks.{layer}.hook_mlp_out"))?;
     let known = |end: &str| {
         let name = format!("blocks.{layer}.{end}");
         model.hook_names().any(|own| own == name).then_some(name)

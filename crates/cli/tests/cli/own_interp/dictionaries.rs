@@ -194,6 +194,46 @@ fn several_layers_share_the_passes_and_become_a_circuit() {
         ],
     );
     assert!(twice.contains("a second one of its layer"), "{twice}");
+    // A folder that does not say where it stands, such as one of another program.
+    let own = bench.path("both/blocks-0-hook_mlp_out/dictionary");
+    let other = bench.path("silent");
+    std::fs::create_dir(&other).unwrap();
+    let weights = "sae.safetensors";
+    std::fs::copy(own.join(weights), other.join(weights)).unwrap();
+    let config = std::fs::read_to_string(own.join("cfg.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config.as_object_mut().unwrap().remove("metadata").unwrap();
+    bench.write("silent/cfg.json", &config.to_string());
+    let circuit = |dictionary: &str, rest: &[&str]| -> Vec<String> {
+        let words = ["interp", "circuit", "tiny", "--device", "cpu", "--prompt"];
+        let first = ["The tower", "--out", "silent-circuits", "--dictionary"];
+        [words.as_slice(), &first, &[dictionary], rest]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect()
+    };
+    let refused = |dictionary: &str, rest: &[&str], words: &str| {
+        let all = circuit(dictionary, rest);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let message = failure(&bench, &all);
+        assert!(message.contains(words), "{dictionary} {rest:?}: {message}");
+    };
+    for place in ["0", "blocks.0.hook_mlp_out"] {
+        let all = circuit(&format!("{place}=silent"), &["--json"]);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let made = bench.json(&all);
+        assert!(made[0]["completeness"].as_f64().unwrap() < 1e-4);
+    }
+    refused("silent", &[], "LAYER=silent");
+    refused("7=silent", &[], "blocks.7");
+    refused("0=silent", &["--nodes", "2"], "--nodes");
+    refused("0=silent", &["--paths", "0"], "--paths");
+    refused("0=silent", &["--probability", "2"], "logit_probability");
+    let long = "The tower stands in. ".repeat(40);
+    // It is said before the survey that would fail.
+    let late = ["--text", "no/such", "--prompt", long.as_str()];
+    refused("0=silent", &late, "more than the");
     let years = failure(
         &bench,
         &["interp", "greater-than", "tiny", "--device", "cpu"],
@@ -259,7 +299,10 @@ fn dictionaries_are_written_for_other_packages() {
     let shown = bench.json(&show);
     assert_eq!(shown["metadata"]["hook_name_out"], "blocks.1.hook_mlp_out");
     let refused = failure(&bench, &convert(&["other", "--to", "sparsify"]));
-    assert!(refused.contains("keeps the k largest"), "{refused}");
+    assert!(
+        refused.contains("has the k largest features alone"),
+        "{refused}"
+    );
     let again = failure(&bench, &convert(&["lens"]));
     assert!(again.contains("holds something already"), "{again}");
 }

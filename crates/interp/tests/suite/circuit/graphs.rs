@@ -264,14 +264,40 @@ fn batches_of_any_size_and_fewer_features_give_the_same_edges() -> Result<()> {
             }
         }
     }
-    let memory = local.memory(&options)?;
-    assert_eq!(memory.active, whole.sizes.features);
-    assert!(memory.total() > memory.rows && memory.rows > 0);
+    memory_is_that_of_the_rows(&local, &options, &[&fewer, &whole])?;
     let wrong = GraphOptions {
         batch: 0,
         ..options
     };
     assert!(Graph::new(&local, &wrong).is_err());
+    Ok(())
+}
+
+/// Estimates count the rows to the byte where all logits are taken, another tensor of their size at least beside them, and grow with features.
+fn memory_is_that_of_the_rows(
+    local: &Local,
+    options: &GraphOptions,
+    graphs: &[&Graph],
+) -> Result<()> {
+    let estimate = |features: usize, logits: usize| {
+        local.memory(&GraphOptions {
+            features,
+            logits,
+            ..*options
+        })
+    };
+    for graph in graphs {
+        let memory = estimate(graph.sizes.features, graph.sizes.logits)?;
+        assert_eq!(memory.rows, 8 * graph.rows.numel() as u64);
+        assert!(memory.work >= memory.rows && memory.batch > 0, "{memory:?}");
+        let elsewhere = memory.needed(Device::Cuda(0));
+        assert_eq!(elsewhere, memory.rows + memory.work);
+        assert_eq!(memory.needed(Device::Cpu), elsewhere + memory.batch);
+        let fewer = estimate(graph.sizes.features - 1, graph.sizes.logits)?;
+        assert!(fewer.rows < memory.rows, "{fewer:?}, {memory:?}");
+    }
+    let active = graphs.iter().map(|graph| graph.sizes.features).max();
+    assert_eq!(Some(local.memory(options)?.active), active);
     Ok(())
 }
 
@@ -408,6 +434,7 @@ fn graphs_equal(name: &str, kind: Kind, near: f64) -> Result<()> {
         slug: "tiny".to_owned(),
         scan: "tiny".to_owned(),
         transcoders: Vec::new(),
+        prompt: ids.iter().map(text).collect(),
         tokens: ids.iter().map(text).collect(),
         logits: logits.iter().map(text).collect(),
         node_share: Some(case.number("node_share")),
@@ -433,6 +460,10 @@ fn graphs_equal(name: &str, kind: Kind, near: f64) -> Result<()> {
     let mut wrong = file;
     "../tiny".clone_into(&mut wrong.metadata.slug);
     assert!(wrong.write_into(folder.path()).is_err());
+    // The list is not written over.
+    "graph-metadata".clone_into(&mut wrong.metadata.slug);
+    assert!(wrong.write_into(folder.path()).is_err());
+    assert_eq!(read("graph-metadata.json"), list);
     Ok(())
 }
 
